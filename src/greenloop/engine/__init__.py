@@ -1,0 +1,1 @@
+"""Rollouts: sampling completions from the policy with their log-probs."""

@@ -1,0 +1,206 @@
+"""Prompts to completions: continuous batching over the fused decoder.
+
+In: requests (a prompt, K, a seed). Out: completions in the order in which they end, each with the log-prob of every
+token. A prompt is computed once; a row retires when it stops and the next sample takes its place. Knows no task, no
+reward and no adapter files. `refresh` after an optimiser step keeps the rollouts on-policy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from greenloop.engine.cache import KVCache, PromptAttention, RowAttention
+from greenloop.engine.decoder import Decoder
+from greenloop.engine.sampler import Sampling, draw, uniforms
+from greenloop.engine.stopping import Stopper
+from greenloop.seeding import seed_for
+from greenloop.types import Completion, Finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and how many completions are wanted of it."""
+
+    token_ids: tuple[int, ...]
+    samples: int
+    seed: int
+    """Sample k draws from `seed_for(seed, k)`, whatever runs beside it."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they and what follows are not part of its text."""
+    ends: Callable[[str], bool] | None = None
+    """Asked at each line end whether the text so far is a whole answer."""
+    first_sample: int = 0
+    """Number of the first sample, for callers that draw more later."""
+
+
+class Generator(Protocol):
+    """A rollout engine."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Every request's completions, each as soon as it ends."""
+        ...
+
+    def refresh(self) -> None:
+        """Take the adapter's present values."""
+        ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """A completion being decoded."""
+
+    group: int
+    sample: int
+    slot: int
+    uniform: np.ndarray
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A prompt with rows in flight."""
+
+    group: int
+    length: int
+    logits: Tensor
+    """[V] after the prompt's last token: every sample's first draw."""
+    rows: int = 0
+
+
+class Engine:
+    """Rollouts for the Llama/Qwen family on any device."""
+
+    def __init__(self, model: nn.Module, stopper: Stopper, *, rows: int = 64) -> None:
+        self.decoder = Decoder(model)
+        self.stopper = stopper
+        self.rows = rows
+
+    def refresh(self) -> None:
+        """Take the adapter's present values."""
+        self.decoder.refresh()
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
+        """Every request's completions, each as soon as it ends; at most `rows` are decoded at a time."""
+        if requests:
+            yield from _Batch(self.decoder, self.stopper, requests, sampling, self.rows).run()
+
+
+class _Batch:
+    """The rows in flight of one call of `generate`."""
+
+    def __init__(
+        self, decoder: Decoder, stopper: Stopper, requests: Sequence[Request], sampling: Sampling, rows: int
+    ) -> None:
+        self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
+        self.waiting = deque(
+            (group, request.first_sample + k) for group, request in enumerate(requests) for k in range(request.samples)
+        )
+        self.capacity = min(rows, len(self.waiting))
+        self.cache = KVCache(
+            decoder,
+            rows=self.capacity,
+            slots=min(self.capacity, len(requests)),
+            prompt_tokens=max(len(request.token_ids) for request in requests),
+            new_tokens=sampling.max_new_tokens,
+        )
+        self.active: list[_Row] = []
+        self.slots: list[_Slot] = []
+
+    def run(self) -> Iterator[Completion]:
+        """Decode until every sample has ended."""
+        while self.waiting or self.active:
+            yield from self._admit()
+            if self.active:
+                yield from self._advance(range(len(self.active)), self._decode())
+
+    def _admit(self) -> Iterator[Completion]:
+        """Fill free rows with waiting samples; their first token comes from the prompt's logits."""
+        while self.waiting and len(self.active) < self.capacity:
+            before = len(self.active)
+            while self.waiting and len(self.active) < self.capacity:
+                group, sample = self.waiting.popleft()
+                slot = self._slot_of(group)
+                self.slots[slot].rows += 1
+                seed = seed_for(self.requests[group].seed, sample)
+                self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
+            admitted = range(before, len(self.active))
+            logits = torch.stack([self.slots[self.active[row].slot].logits for row in admitted])
+            yield from self._advance(admitted, logits)
+
+    def _slot_of(self, group: int) -> int:
+        """The group's slot; a new group's prompt is computed into the next free one."""
+        if self.slots and self.slots[-1].group == group:
+            return len(self.slots) - 1
+        for index, slot in enumerate(self.slots):
+            if slot.group == group:
+                return index
+        index = len(self.slots)
+        token_ids = torch.tensor(self.requests[group].token_ids, device=self.decoder.device)
+        positions = torch.arange(token_ids.shape[0], device=self.decoder.device)
+        attend = PromptAttention(self.cache, index, token_ids.shape[0])
+        hidden = self.decoder.forward(token_ids, positions, attend)
+        self.slots.append(_Slot(group, token_ids.shape[0], self.decoder.logits(hidden[-1:])[0]))
+        return index
+
+    def _decode(self) -> Tensor:
+        """[B, V] logits after the last token of every active row."""
+        device = self.decoder.device
+        own = torch.tensor([len(row.tokens) - 1 for row in self.active], device=device)
+        row_slots = torch.tensor([row.slot for row in self.active], device=device)
+        prompt = torch.tensor([slot.length for slot in self.slots], device=device)
+        token_ids = torch.tensor([row.tokens[-1] for row in self.active], device=device)
+        attend = RowAttention(self.cache, row_slots, prompt, own)
+        return self.decoder.logits(self.decoder.forward(token_ids, prompt[row_slots] + own, attend))
+
+    def _advance(self, rows: range, logits: Tensor) -> Iterator[Completion]:
+        """Draw a token for each of `rows`; retire and yield those that end."""
+        uniform = [self.active[row].uniform[len(self.active[row].tokens)] for row in rows]
+        drawn = draw(logits, torch.tensor(uniform, dtype=torch.float64, device=logits.device), self.sampling)
+        ended: list[tuple[int, Finish]] = []
+        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True):
+            state = self.active[row]
+            state.tokens.append(token)
+            state.logprobs.append(logprob)
+            finish = self.stopper.finish(state.tokens, self.requests[state.group], self.sampling.max_new_tokens)
+            if finish is not None:
+                ended.append((row, finish))
+        for row, finish in reversed(ended):
+            yield self._retire(row, finish)
+
+    def _retire(self, index: int, finish: Finish) -> Completion:
+        """Take a row out; the last one moves into its place."""
+        row, last = self.active[index], self.active.pop()
+        if row is not last:
+            self.active[index] = last
+            self.cache.move_row(len(self.active), index, len(last.tokens))
+        self.slots[row.slot].rows -= 1
+        if not self.slots[row.slot].rows and not any(group == row.group for group, _ in self.waiting):
+            self._free(row.slot)
+        return Completion(
+            group=row.group,
+            sample=row.sample,
+            token_ids=tuple(row.tokens),
+            logprobs=tuple(row.logprobs),
+            finish=finish,
+            text=self.stopper.text(row.tokens, self.requests[row.group].stop),
+        )
+
+    def _free(self, index: int) -> None:
+        """Drop a slot; the last one moves into its place."""
+        last = self.slots.pop()
+        if index == len(self.slots):
+            return
+        self.slots[index] = last
+        self.cache.move_slot(len(self.slots), index)
+        for row in self.active:
+            if row.slot == len(self.slots):
+                row.slot = index

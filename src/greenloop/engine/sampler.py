@@ -1,0 +1,128 @@
+"""Logits to tokens: warping, inverse-CDF draws and log-probs, as pure functions.
+
+The draw takes one uniform number a row, so it depends on nothing but that row's logits and its own address; batch
+neighbours cannot change it. Log-probs are always those of the full vocabulary at the sampling temperature (what the
+loss uses), whatever top-p, top-k and min-p cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+
+    @property
+    def greedy(self) -> bool:
+        """The likeliest token always; nothing random."""
+        return self.temperature == 0
+
+    @property
+    def truncates(self) -> bool:
+        """Some tokens are cut off before the draw."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One decode step's tokens."""
+
+    tokens: Tensor
+    """[B] int64."""
+    logprobs: Tensor
+    """[B] float32, nats."""
+
+
+def uniforms(seed: int, count: int) -> np.ndarray:
+    """[count] float64 in [0, 1): the draws of one completion, token by token (Philox, counter-based)."""
+    return np.random.Generator(np.random.Philox(key=seed)).random(count)
+
+
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
+    """Sample one token a row.
+
+    Args:
+        logits: [B, V] any float type.
+        uniform: [B] float in [0, 1), ignored when greedy.
+        sampling: temperature and truncation.
+    """
+    if sampling.greedy:
+        scores = logits.float()
+        tokens = scores.argmax(dim=-1)
+        return Drawn(tokens, _logprob(scores, tokens))
+    scores = logits.float() / sampling.temperature
+    peak = scores.amax(dim=-1, keepdim=True)
+    weights = (scores - peak).exp_()
+    kept = truncate(weights, sampling) if sampling.truncates else weights
+    tokens = inverse_cdf(kept, uniform)
+    chosen = scores.gather(1, tokens[:, None]) - peak
+    return Drawn(tokens, (chosen - weights.sum(dim=-1, keepdim=True).log()).squeeze(1))
+
+
+def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index whose slice of the cumulative weight holds `uniform`: [B, V] and [B] to [B] int64.
+
+    Two levels (blocks, then inside one block) replace a cumulative sum over the whole vocabulary. Never returns an
+    index of weight 0.
+
+    >>> inverse_cdf(torch.tensor([[1.0, 0.0, 3.0]]).repeat(3, 1), torch.tensor([0.2, 0.25, 0.99])).tolist()
+    [0, 2, 2]
+    """
+    rows, vocabulary = weights.shape
+    padding = -vocabulary % _BLOCK
+    if padding:
+        weights = torch.nn.functional.pad(weights, (0, padding))
+    blocks = weights.view(rows, -1, _BLOCK)
+    edges = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = uniform.to(edges.dtype)[:, None] * edges[:, -1:]
+    block = _first_above(edges, target)
+    before = torch.where(block > 0, edges.gather(1, (block - 1).clamp_min(0)), 0.0)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).to(edges.dtype).cumsum(dim=-1)
+    # Rounding may put the target a hair above the block's own sum: scale into it.
+    local = torch.minimum(target - before, inside[:, -1:] * (1 - 1e-12))
+    return (block * _BLOCK + _first_above(inside, local)).squeeze(1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """[B, 1] first index whose cumulative value is greater than the target."""
+    index = torch.searchsorted(cumulative, target, right=True)
+    return index.clamp_max_(cumulative.shape[1] - 1)
+
+
+def truncate(weights: Tensor, sampling: Sampling) -> Tensor:
+    """`weights` [B, V] with what top-k, then top-p, then min-p cut off set to 0 (transformers' order).
+
+    >>> w = torch.tensor([[5.0, 3.0, 1.5, 0.5]])
+    >>> truncate(w, Sampling(top_p=0.7)).tolist()
+    [[5.0, 3.0, 0.0, 0.0]]
+    """
+    kept = weights
+    if sampling.top_k:
+        k = min(sampling.top_k, weights.shape[1])
+        kept = kept.masked_fill(kept < kept.topk(k, dim=-1).values[:, -1:], 0.0)
+    if sampling.top_p < 1:
+        ordered, order = kept.sort(dim=-1, descending=True)
+        share = ordered.cumsum(dim=-1) / ordered.sum(dim=-1, keepdim=True)
+        beyond = share - ordered / ordered.sum(dim=-1, keepdim=True) >= sampling.top_p
+        kept = kept.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
+    if sampling.min_p > 0:
+        kept = kept.masked_fill(kept < sampling.min_p * kept.amax(dim=-1, keepdim=True), 0.0)
+    return kept
+
+
+def _logprob(scores: Tensor, tokens: Tensor) -> Tensor:
+    return (scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)).to(torch.float32)

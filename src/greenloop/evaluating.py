@@ -1,0 +1,130 @@
+"""A model spec to a finished evaluation folder, or to one answer: what `greenloop eval` and `generate` do."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from greenloop import __version__, tuning
+from greenloop.engine.build import make_engine
+from greenloop.engine.generate import Request
+from greenloop.engine.sampler import Sampling
+from greenloop.errors import ConfigError
+from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
+from greenloop.models import resolve
+from greenloop.models.check import check
+from greenloop.models.load import LoadedModel, load_model
+from greenloop.progress import Reporter
+from greenloop.prompt import get_protocol, render
+from greenloop.results import evaluation_lines, evaluation_record, write_evaluation
+from greenloop.sandbox import LEVEL, NOTICE, ProcessVerifier
+from greenloop.tasks import load_tasks
+from greenloop.tasks.content import content_sha256
+from greenloop.types import Task
+
+
+def evaluate_model(
+    spec: str,
+    tasks: str,
+    settings: EvaluationSettings,
+    out: Path,
+    reporter: Reporter,
+    *,
+    cache_dir: Path,
+    data_dir: Path | None,
+    seed: int,
+    limit: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    rows: int = 64,
+) -> Path:
+    """Score the model on the tasks and write results and samples to `out`; the path of `results.json`.
+
+    Raises:
+        UsageError: a spec or a setting cannot be used; nothing was sampled.
+        SandboxError: programs cannot be judged.
+    """
+    task_set = load_tasks(tasks, data_dir=data_dir)
+    if limit:
+        chosen = task_set.tasks[:limit]
+        task_set = replace(task_set, tasks=chosen, sha256=content_sha256(chosen), spec=f"{tasks} (first {len(chosen)})")
+    source = resolve(spec, cache_dir=cache_dir)
+    check(source, chat_template=get_protocol(settings.protocol).needs_chat_template)
+    shots = load_shots(settings.protocol, data_dir=data_dir)
+    tuning.prepare_process()
+    with ProcessVerifier() as verifier:
+        reporter.say(f"sandbox: level {LEVEL}. {NOTICE}")
+        loaded = load_model(source, dtype=dtype, device=device)
+        engine = make_engine(loaded.model, loaded.tokenizer, rows=rows)
+        tokenizer: Any = loaded.tokenizer
+        reporter.begin(f"evaluate {tasks}", len(task_set.tasks) * settings.answers_per_task)
+        evaluation = evaluate(
+            engine, tokenizer, verifier, task_set, settings,
+            seed=seed, shots=shots, on_verdict=lambda _: reporter.advance(),
+        )  # fmt: skip
+        reporter.end()
+    described = {**machine(loaded), "model": describe(loaded), "sandbox_level": LEVEL}
+    for line in evaluation_lines(evaluation_record(evaluation, described)):
+        reporter.say(line)
+    return write_evaluation(out, evaluation, described)
+
+
+def answer(
+    spec: str,
+    request: str,
+    *,
+    cache_dir: Path,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> str:
+    """The model's answer to a task in words, under the `train` protocol.
+
+    Raises:
+        UsageError: the model cannot be used, or the request is empty.
+    """
+    if not request.strip():
+        raise ConfigError('generate: the task is empty; say what the program should do, e.g. "reverse a string"')
+    source = resolve(spec, cache_dir=cache_dir)
+    check(source, chat_template=True)
+    tuning.prepare_process()
+    loaded = load_model(source, dtype=dtype, device=device)
+    tokenizer: Any = loaded.tokenizer
+    task = Task(task_id="request", statement=request, entry_point="", tests=())
+    prompt = render(get_protocol("train"), task, tokenizer)
+    engine = make_engine(loaded.model, tokenizer, rows=1)
+    sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
+    wanted = Request(token_ids=prompt.token_ids, samples=1, seed=seed, stop=prompt.stop)
+    (completion,) = engine.generate([wanted], sampling)
+    return completion.text
+
+
+def describe(loaded: LoadedModel) -> dict[str, str]:
+    """What a results file says of the model."""
+    source = loaded.source
+    return {
+        "spec": source.spec,
+        "base_name": source.weights.base_name,
+        "weights_sha256": loaded.weights_sha256,
+        "licence": source.weights.licence,
+        "upstream": source.weights.upstream,
+    }
+
+
+def machine(loaded: LoadedModel) -> dict[str, Any]:
+    """Versions and hardware, as `environment.json` names them."""
+    return {
+        "greenloop": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+        "platform": platform.platform(),
+        "cpu": tuning.cpu_name(),
+        "cores": tuning.cores(),
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+    }

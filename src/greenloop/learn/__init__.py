@@ -1,0 +1,1 @@
+"""Learning: the LoRA policy, packed log-probs, RLOO and its checkpoints."""

@@ -1,0 +1,257 @@
+"""One RLOO update: groups and rewards in, optimiser steps and their measurements out.
+
+A group's forward gives its log-probs; detached, they and the reference's give the KL; then reward, advantage, loss and
+backward: there is no forward for "old" log-probs. Only normalised advantages, and a group over the token budget with
+beta > 0, need their advantages before the graph is built; they pay one forward without gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from greenloop.errors import TrainingError
+from greenloop.learn.packing import Pack, pack_group
+from greenloop.learn.policy import Policy
+from greenloop.learn.rloo import clipped_rows, kl_shaped, leave_one_out, normalized, sequence_losses
+from greenloop.recipe import RlooSection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenGroup:
+    """One prompt and its K completions, as tokens."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    sampler_logprobs: tuple[tuple[float, ...], ...]
+    """Per token, nats; only for the gap alarm."""
+    truncated: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one step did. NaN: not measured."""
+
+    advantages: Tensor
+    """[P, K] as used."""
+    loss: float
+    """Of the first pass, mean over P * K."""
+    kl_nats: float
+    """Mean over completions of the summed k1 estimate; NaN when beta is 0 (no reference forward)."""
+    entropy_nats: float
+    """Mean over the trained tokens of the first pass."""
+    clipped_fraction: float
+    """Trained completions whose gradient the clip took away, over all passes."""
+    gap_nats: float
+    """Mean over the trained tokens of |sampler - trainer| log-prob."""
+    gap_nats_worst: float
+    """The largest of them."""
+    grad_norm: float
+    """Before clipping, last pass; 0 when no step was taken."""
+    trained_tokens: int
+    """Completion tokens with gradient, first pass."""
+    optimizer_steps: int
+    reference_s: float
+    """Seconds in the reference's forwards."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums that one update collects while it goes."""
+
+    tokens: int = 0
+    entropy: float = 0.0
+    gap: float = 0.0
+    gap_worst: float = 0.0
+    rows: int = 0
+    clipped: int = 0
+    reference_s: float = 0.0
+    kl: list[Tensor] = field(default_factory=list)
+
+    def first_pass(self, group: TokenGroup, pack: Pack, logprobs: Tensor, entropy: Tensor) -> None:
+        sampled = torch.tensor([value for k in pack.completions for value in group.sampler_logprobs[k]])
+        gap = (sampled - logprobs).abs()
+        self.tokens += len(sampled)
+        self.entropy += float(entropy.sum())
+        self.gap += float(gap.sum())
+        self.gap_worst = max(self.gap_worst, float(gap.max()))
+
+
+class Improver:
+    """Turns groups and rewards into optimiser steps."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        rloo: RlooSection,
+        *,
+        beta: float,
+        max_grad_norm: float,
+    ) -> None:
+        self.policy, self.optimizer, self.scheduler = policy, optimizer, scheduler
+        self.rloo, self.beta, self.max_grad_norm = rloo, beta, max_grad_norm
+        high = rloo.epsilon if rloo.epsilon_high is None else rloo.epsilon_high
+        self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
+
+    def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
+        """Take the recipe's passes over one batch.
+
+        Args:
+            groups: P prompts with K completions each.
+            rewards: [P, K] task rewards, clipped; NaN where unjudged.
+            behaviour: [P, K] summed log-probs under the policy that sampled, for data that is not fresh; None says
+                that the present policy did.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; no step was taken with it.
+        """
+        tally = _Tally()
+        advantages = self._advantages_ahead(groups, rewards, behaviour, tally)
+        fresh = torch.full_like(rewards, math.nan)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = sum(
+            self._first_pass(group, p, rewards, advantages, behaviour, fresh, tally) for p, group in enumerate(groups)
+        )
+        steps, norm = 0, 0.0
+        if advantages.any():
+            norm, steps = self._step(loss), 1
+            old = fresh if behaviour is None else behaviour
+            for _ in range(self.rloo.passes - 1):
+                self.optimizer.zero_grad(set_to_none=True)
+                again = sum(
+                    self._later_pass(group, advantages[p], old[p], rewards.numel(), tally)
+                    for p, group in enumerate(groups)
+                )
+                norm, steps = self._step(again), steps + 1
+        return _update(tally, advantages, loss, norm, steps)
+
+    def _advantages_ahead(
+        self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None, tally: _Tally
+    ) -> Tensor:
+        """[P, K] advantages; rows that the first pass will fill in (from its own forward) are NaN."""
+        if not self.beta:
+            advantages = leave_one_out(rewards)
+        else:
+            advantages = torch.full_like(rewards, math.nan)
+            for p, group in enumerate(groups):
+                if self.rloo.normalize_advantages or len(self._packs(group, range(rewards.shape[1]))) > 1:
+                    old = None if behaviour is None else behaviour[p]
+                    advantages[p] = self._measured_advantages(group, rewards[p], old, tally)
+        if self.rloo.normalize_advantages:
+            advantages = normalized(advantages, rewards)
+        return advantages
+
+    @torch.no_grad()
+    def _measured_advantages(
+        self, group: TokenGroup, rewards: Tensor, behaviour: Tensor | None, tally: _Tally
+    ) -> Tensor:
+        """[K] KL-shaped advantages from forwards without gradient."""
+        sums = torch.empty_like(rewards)
+        reference = torch.empty_like(rewards)
+        for pack in self._packs(group, range(rewards.shape[0])):
+            rows = list(pack.completions)
+            sums[rows] = _per_completion(self.policy.logprobs(pack).logprobs, pack)
+            reference[rows] = self._reference(pack, tally)
+        return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference, tally)
+
+    def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor, tally: _Tally) -> Tensor:
+        kl = behaviour - reference
+        tally.kl.append(kl)
+        return leave_one_out(kl_shaped(rewards, kl, self.beta)[None])[0]
+
+    def _reference(self, pack: Pack, tally: _Tally) -> Tensor:
+        """[R] summed log-probs under the base."""
+        started = time.perf_counter()
+        sums = _per_completion(self.policy.reference_logprobs(pack), pack)
+        tally.reference_s += time.perf_counter() - started
+        return sums
+
+    def _first_pass(
+        self,
+        group: TokenGroup,
+        p: int,
+        rewards: Tensor,
+        advantages: Tensor,
+        behaviour: Tensor | None,
+        fresh: Tensor,
+        tally: _Tally,
+    ) -> float:
+        """Gradients of one group; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
+        total = 0.0
+        unknown = bool(advantages[p].isnan().any())
+        for pack in self._packs(group, range(rewards.shape[1]) if unknown else self._live(group, advantages[p])):
+            rows = list(pack.completions)
+            scored = self.policy.logprobs(pack)
+            sums = _per_completion(scored.logprobs, pack)
+            fresh[p, rows] = sums.detach()
+            tally.first_pass(group, pack, scored.logprobs.detach().cpu(), scored.entropy)
+            old = sums.detach() if behaviour is None else behaviour[p, rows]
+            if unknown:
+                advantages[p] = self._shaped_advantages(rewards[p], old, self._reference(pack, tally), tally)
+            total += self._backward(sums, old, advantages[p, rows], rewards.numel(), tally)
+        return total
+
+    def _later_pass(self, group: TokenGroup, advantages: Tensor, behaviour: Tensor, count: int, tally: _Tally) -> float:
+        """Gradients of one group against the first pass's log-probs. Returns its share of the loss."""
+        total = 0.0
+        for pack in self._packs(group, self._live(group, advantages)):
+            rows = list(pack.completions)
+            sums = _per_completion(self.policy.logprobs(pack).logprobs, pack)
+            total += self._backward(sums, behaviour[rows], advantages[rows], count, tally)
+        return total
+
+    def _backward(self, sums: Tensor, old: Tensor, advantages: Tensor, count: int, tally: _Tally) -> float:
+        loss = sequence_losses(sums, old, advantages, **self.clip).sum() / count
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss is {float(loss)}")
+        tally.rows += int(advantages.count_nonzero())
+        tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
+        loss.backward()
+        return float(loss.detach())
+
+    def _live(self, group: TokenGroup, advantages: Tensor) -> list[int]:
+        """The completions with a gradient."""
+        live = advantages.nonzero().flatten().tolist()
+        return [k for k in live if not (self.rloo.mask_truncated and group.truncated[k])]
+
+    def _packs(self, group: TokenGroup, rows: Sequence[int]) -> list[Pack]:
+        return pack_group(group.prompt, group.completions, rows, self.rloo.token_budget)
+
+    def _step(self, loss: float) -> float:
+        """One optimiser step; returns the gradient norm before clipping."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(f"the gradient norm is {norm} (loss {loss})")
+        self.optimizer.step()
+        self.scheduler.step()
+        return norm
+
+
+def _per_completion(tokens: Tensor, pack: Pack) -> Tensor:
+    """[M] per token to [R] sums, on the CPU."""
+    sums = torch.zeros(len(pack.completions), dtype=tokens.dtype, device=tokens.device)
+    return sums.index_add(0, pack.owner.to(tokens.device), tokens).cpu()
+
+
+def _update(tally: _Tally, advantages: Tensor, loss: float, norm: float, steps: int) -> Update:
+    tokens = tally.tokens or math.nan
+    return Update(
+        advantages=advantages,
+        loss=loss,
+        kl_nats=float(torch.cat(tally.kl).mean()) if tally.kl else math.nan,
+        entropy_nats=tally.entropy / tokens,
+        clipped_fraction=tally.clipped / tally.rows if tally.rows else 0.0,
+        gap_nats=tally.gap / tokens,
+        gap_nats_worst=tally.gap_worst,
+        grad_norm=norm,
+        trained_tokens=tally.tokens,
+        optimizer_steps=steps,
+        reference_s=tally.reference_s,
+    )

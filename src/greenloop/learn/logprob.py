@@ -1,0 +1,66 @@
+"""Log-probs of the trained tokens from hidden states, in chunks: the logits [M, V] are never whole.
+
+d log p(y) / d h = (W_y - sum_v p_v W_v) / temperature needs no upstream gradient, so the forward pass takes it from the
+logits while it has them, and the backward pass is one scaling. The head is frozen (LoRA never targets it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the policy says of the trained tokens."""
+
+    logprobs: Tensor
+    """[M] float32 nats, differentiable."""
+    entropy: Tensor
+    """[M] float32 nats of the next-token distribution, no gradient."""
+
+
+def score(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> Scored:
+    """Full-vocabulary log-softmax of logits / temperature at the labels, in float32.
+
+    Args:
+        hidden: [M, d] after the final norm.
+        head: [V, d] output weights, frozen.
+        labels: [M] int64.
+        temperature: of the sampling.
+    """
+    logprobs, entropy = _ChunkedLogProb.apply(hidden, head, labels, temperature)
+    return Scored(logprobs, entropy)
+
+
+class _ChunkedLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        count = labels.shape[0]
+        logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        wanted = ctx.needs_input_grad[0]
+        slope = torch.empty_like(hidden) if wanted else None
+        for start in range(0, count, _CHUNK):
+            rows = slice(start, min(start + _CHUNK, count))
+            scores = (hidden[rows] @ head.T).float().div_(temperature)
+            total = scores.logsumexp(dim=-1)
+            logprobs[rows] = scores.gather(1, labels[rows, None]).squeeze(1) - total
+            probabilities = torch.exp(scores - total[:, None])
+            entropy[rows] = total - torch.linalg.vecdot(probabilities, scores)
+            if slope is not None:
+                expected = probabilities.to(head.dtype) @ head
+                slope[rows] = (head[labels[rows]] - expected) / temperature
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None

@@ -1,0 +1,102 @@
+"""A group as one sequence: [prompt | y_1 | ... | y_K], so that the prompt is computed once in training too.
+
+In: token ids. Out: a `Pack`: what the model reads, which hidden states are scored, and who may attend to whom. The last
+token of a completion is only ever a label, so it is not among the inputs. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """One forward pass over a group or a part of it: N packed tokens, M trained tokens, R completions."""
+
+    token_ids: Tensor
+    """[N] int64."""
+    positions: Tensor
+    """[N] int64: each completion goes on where the prompt ends."""
+    prompt_tokens: int
+    grid: Tensor
+    """[R, T] int64: index into N of each completion's inputs, padded with 0."""
+    inside: Tensor
+    """[R, T] bool: false on padding."""
+    scored: Tensor
+    """[M] int64: index into N of the hidden state that predicts each label."""
+    labels: Tensor
+    """[M] int64: the sampled tokens, completion after completion."""
+    owner: Tensor
+    """[M] int64: 0 .. R-1, whose token it is."""
+    completions: tuple[int, ...]
+    """The caller's indices of the R completions."""
+
+    def to(self, device: torch.device) -> Pack:
+        """The same pack on another device."""
+        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return Pack(prompt_tokens=self.prompt_tokens, completions=self.completions, **moved)
+
+
+_TENSORS = ("token_ids", "positions", "grid", "inside", "scored", "labels", "owner")
+
+
+def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: Sequence[int]) -> Pack:
+    """Pack the chosen completions (each of at least one token) behind their prompt.
+
+    >>> p = pack([5, 6], [[7, 8], [9]], [0, 1])
+    >>> p.token_ids.tolist(), p.positions.tolist(), p.scored.tolist(), p.labels.tolist()
+    ([5, 6, 7], [0, 1, 2], [1, 2, 1], [7, 8, 9])
+    """
+    chosen = [completions[index] for index in indices]
+    start = len(prompt)
+    longest = max(len(tokens) - 1 for tokens in chosen)
+    token_ids, positions = list(prompt), list(range(start))
+    scored: list[int] = []
+    grid = torch.zeros(len(chosen), longest, dtype=torch.int64)
+    inside = torch.zeros(len(chosen), longest, dtype=torch.bool)
+    for row, tokens in enumerate(chosen):
+        inputs = len(tokens) - 1
+        first = len(token_ids)
+        grid[row, :inputs] = torch.arange(first, first + inputs)
+        inside[row, :inputs] = True
+        scored.extend([start - 1, *range(first, first + inputs)])
+        token_ids.extend(tokens[:-1])
+        positions.extend(range(start, start + inputs))
+    return Pack(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(positions),
+        prompt_tokens=start,
+        grid=grid,
+        inside=inside,
+        scored=torch.tensor(scored),
+        labels=torch.tensor([token for tokens in chosen for token in tokens]),
+        owner=torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(tokens) for tokens in chosen])),
+        completions=tuple(indices),
+    )
+
+
+def pack_group(
+    prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: Sequence[int], token_budget: int
+) -> list[Pack]:
+    """Packs of at most `token_budget` inputs, cut between completions; one completion over the budget stands alone.
+
+    >>> [p.completions for p in pack_group([1], [[2, 2], [3, 3], [4, 4]], [0, 1, 2], token_budget=3)]
+    [(0, 1), (2,)]
+    """
+    packs: list[Pack] = []
+    taken: list[int] = []
+    size = len(prompt)
+    for index in indices:
+        inputs = len(completions[index]) - 1
+        if taken and size + inputs > token_budget:
+            packs.append(pack(prompt, completions, taken))
+            taken, size = [], len(prompt)
+        taken.append(index)
+        size += inputs
+    if taken:
+        packs.append(pack(prompt, completions, taken))
+    return packs

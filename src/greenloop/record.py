@@ -1,0 +1,69 @@
+"""One journal record a step: what was sampled, what it earned, what was learned, how long it took."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from greenloop.rewards import is_dead
+from greenloop.types import Finish, Group, Outcome
+
+
+class Clock:
+    """Seconds by stage of one step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> float:
+        """Book the time since the last lap to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+        return self.seconds[stage]
+
+    def total(self) -> float:
+        """Seconds since the clock started."""
+        return time.perf_counter() - self.started
+
+
+def rollout_record(groups: Sequence[Group], rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The part of the record that the rollouts decide. Rates are over judged completions, 0..1."""
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    completions = [completion for group in groups for completion in group.completions]
+    judged = [verdict for verdict in verdicts if verdict.outcome is not Outcome.HARNESS]
+    known = [reward for row in rewards for reward in row if not math.isnan(reward)]
+    lengths = [len(completion.token_ids) for completion in completions]
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    passed = rate([verdict.outcome is Outcome.PASSED for verdict in judged])
+    shown = rate([verdict.shown_passed == verdict.shown_total for verdict in judged])
+    return {
+        "tasks": [group.prompt.task.task_id for group in groups],
+        "pass_rate": passed,
+        "reward": fmean(known) if known else None,
+        "outcomes": {outcome.value: counts[outcome] for outcome in Outcome if counts[outcome]},
+        "ran": rate([verdict.ran for verdict in judged]),
+        "well_formed": rate([formed for group in groups for formed in group.well_formed]),
+        "shown_hidden_gap": None if passed is None or shown is None else shown - passed,
+        "dead_groups": sum(map(is_dead, groups)),
+        "truncated": rate([completion.finish is Finish.LENGTH for completion in completions]),
+        "tokens": sum(lengths),
+        "prompt_tokens": sum(len(group.prompt.token_ids) for group in groups),
+        "length_mean": fmean(lengths),
+        "length_max": max(lengths),
+    }
+
+
+def rate(flags: Sequence[bool]) -> float | None:
+    """Share of true ones; None of nothing."""
+    return sum(flags) / len(flags) if flags else None
+
+
+def number(value: float) -> float | None:
+    """JSON has no NaN: what was not measured is null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,66 @@
+"""Prompts to judged groups: sampling, extraction and verdicts, overlapped.
+
+Each completion is handed to the verifier as soon as it ends, while others still decode. Knows no reward, no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from greenloop.engine.generate import Generator, Request
+from greenloop.engine.sampler import Sampling
+from greenloop.prompt import PromptProtocol, well_formed
+from greenloop.seeding import seed_for
+from greenloop.types import Completion, Group, Prompt, Verdict, Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    completion: Completion
+    program: str | None
+    verdict: Future[Verdict]
+
+
+def roll_out(
+    generator: Generator,
+    verifier: Verifier,
+    protocol: PromptProtocol,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+) -> list[Group]:
+    """K judged completions of every prompt, in the order of the prompts.
+
+    Sample k of a task draws from (seed, task id, k) alone.
+    """
+    requests = [
+        Request(
+            token_ids=prompt.token_ids,
+            samples=samples,
+            seed=seed_for(seed, prompt.task.task_id),
+            stop=prompt.stop,
+            ends=protocol.ends(prompt.task),
+        )
+        for prompt in prompts
+    ]
+    pending: list[list[_Pending]] = [[] for _ in prompts]
+    for completion in generator.generate(requests, sampling):
+        task = prompts[completion.group].task
+        program = protocol.extract(completion.text, task)
+        pending[completion.group].append(_Pending(completion, program, verifier.submit(task, program)))
+    return [_group(prompt, members) for prompt, members in zip(prompts, pending, strict=True)]
+
+
+def _group(prompt: Prompt, members: list[_Pending]) -> Group:
+    members = sorted(members, key=lambda member: member.completion.sample)
+    return Group(
+        prompt=prompt,
+        completions=tuple(member.completion for member in members),
+        programs=tuple(member.program for member in members),
+        verdicts=tuple(member.verdict.result() for member in members),
+        well_formed=tuple(well_formed(member.completion.text, prompt.task.entry_point) for member in members),
+    )

@@ -1,0 +1,9 @@
+"""Judging programs away from the trainer: `ProcessVerifier` and its `Limits`.
+
+In: a task and a program. Out: a `Verdict`. Knows no model and no reward; imports neither torch nor transformers.
+"""
+
+from greenloop.sandbox.limits import Limits
+from greenloop.sandbox.pool import LEVEL, NOTICE, ProcessVerifier
+
+__all__ = ["LEVEL", "NOTICE", "Limits", "ProcessVerifier"]

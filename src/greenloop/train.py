@@ -1,0 +1,417 @@
+"""The whole line, once: tasks to prompts to rollouts to verdicts to rewards to an adapter to a journal.
+
+In: a validated recipe and an output folder. Out: the run folder. Only this module sees every stage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from greenloop import tuning
+from greenloop.card import write_card
+from greenloop.compare import compare_records, comparison_record
+from greenloop.deck import Deck
+from greenloop.engine.build import make_engine
+from greenloop.engine.generate import Generator
+from greenloop.engine.sampler import Sampling
+from greenloop.errors import ConfigError, RunError, SandboxError, TrainingError
+from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
+from greenloop.evaluating import describe, machine
+from greenloop.learn import checkpoint
+from greenloop.learn.checkpoint import Progress
+from greenloop.learn.improve import Improver, TokenGroup, Update
+from greenloop.learn.optimise import make_optimizer, make_scheduler
+from greenloop.learn.policy import Policy, adapt
+from greenloop.models import resolve
+from greenloop.models.check import check
+from greenloop.models.load import LoadedModel, load_model
+from greenloop.progress import Reporter, step_line
+from greenloop.prompt import get_protocol, render
+from greenloop.recipe import Recipe, load_recipe, to_toml
+from greenloop.record import Clock, number, rate, rollout_record
+from greenloop.results import evaluation_lines, evaluation_record, json_text, read_record, write_evaluation
+from greenloop.rewards import is_dead, reward_matrix
+from greenloop.rollout import roll_out
+from greenloop.run_folder import RunFolder, keep_last, write_folder, write_text
+from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
+from greenloop.seeding import seed_for
+from greenloop.tasks import load_tasks
+from greenloop.types import Finish, Group, Outcome, Prompt, TaskSet, Verifier
+
+_HARNESS_LIMIT = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where things of this machine lie."""
+
+    cache_dir: Path
+    data_dir: Path | None
+
+
+class Judge(Protocol):
+    """Opens a verifier."""
+
+    def __call__(self, limits: Limits, workers: int | None) -> AbstractContextManager[Verifier]:
+        """The verifier, to be closed after the run."""
+        ...
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    places: Places,
+    reporter: Reporter,
+    *,
+    resume: bool = False,
+    judge: Judge = ProcessVerifier,
+) -> RunFolder:
+    """Run the recipe; returns its folder.
+
+    Raises:
+        UsageError: something in the recipe cannot be used; nothing was sampled.
+        SandboxError: programs cannot be judged.
+        TrainingError: the loss or the gradient is not finite, or too many programs could not be judged; the state
+            was saved.
+    """
+    folder = RunFolder(out)
+    tasks, held_out = _tasks(recipe, places)
+    source = resolve(recipe.model, cache_dir=places.cache_dir)
+    check(source, chat_template=get_protocol(recipe.prompt.protocol).needs_chat_template)
+    if source.adapter is not None:
+        raise ConfigError(
+            f"model: {recipe.model} is an adapter; train on its base ({source.weights.spec}), or --resume"
+        )
+    if resume:
+        _check_resumable(folder, recipe)
+    else:
+        folder.create()
+    tuning.prepare_process()
+    limits = Limits(cpu_s=recipe.sandbox.cpu_s, wall_s=recipe.sandbox.wall_s, memory_mib=recipe.sandbox.memory_mib)
+    with judge(limits, recipe.sandbox.workers or None) as verifier:
+        reporter.say(f"sandbox: level {LEVEL}. {NOTICE}")
+        loaded = load_model(source, dtype=recipe.dtype, device=recipe.device)
+        write_text(folder.recipe, to_toml(recipe))
+        write_text(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out)))
+        run = Run(recipe, folder, loaded, tasks, held_out, verifier, reporter, places)
+        run.resume() if resume else run.save()
+        run.before()
+        run.steps()
+        run.after()
+    return folder
+
+
+class Run:
+    """The live parts of one run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        loaded: LoadedModel,
+        tasks: TaskSet,
+        held_out: TaskSet | None,
+        verifier: Verifier,
+        reporter: Reporter,
+        places: Places,
+    ) -> None:
+        self.recipe, self.folder, self.verifier, self.reporter = recipe, folder, verifier, reporter
+        self.tasks, self.held_out, self.loaded = tasks, held_out, loaded
+        self.tokenizer: Any = loaded.tokenizer
+        self.protocol = get_protocol(recipe.prompt.protocol)
+        self.shots = load_shots(recipe.prompt.protocol, data_dir=places.data_dir)
+        validation = recipe.evaluation.validation_tasks
+        self.validation = load_tasks(validation, data_dir=places.data_dir) if validation else None
+        self.deck = Deck(tasks.tasks, seed_for(recipe.seed, "deck"))
+        model = adapt(loaded.model, recipe.lora, recipe.seed, loaded.source.base_name)
+        self.policy = Policy(model, recipe.sampling.temperature)
+        self.engine: Generator = make_engine(model, self.tokenizer, rows=recipe.engine.rows)
+        self.optimizer = make_optimizer(self.policy.parameters, recipe.optimizer)
+        self.scheduler = make_scheduler(self.optimizer, recipe.optimizer, recipe.steps * recipe.rloo.passes)
+        self.improver = Improver(
+            self.policy,
+            self.optimizer,
+            self.scheduler,
+            recipe.rloo,
+            beta=recipe.beta,
+            max_grad_norm=recipe.optimizer.max_grad_norm,
+        )
+        self.progress = Progress(step=0)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint."""
+        newest = self.folder.newest_checkpoint()
+        assert newest is not None, "checked before anything was loaded"
+        self.progress = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler)
+        self.folder.truncate_journal(self.progress.step)
+        self.engine.refresh()
+        self.reporter.say(f"resumed after step {self.progress.step} from {newest}")
+
+    def steps(self) -> None:
+        """Train until the recipe's last step, or until validation stops it early."""
+        self.reporter.begin("train", self.recipe.steps)
+        for _ in range(self.progress.step):
+            self.reporter.advance()
+        while self.progress.step < self.recipe.steps and not self._stale():
+            record = self._step(self.progress.step)
+            self.reporter.say(step_line(record, self.recipe.steps))
+            self.reporter.advance(
+                f"pass {record['pass_rate'] or 0:.0%}  {record['tokens_per_s']['rollout']:.0f} tokens/s"
+            )
+        self.reporter.end()
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One step of the line; its journal record."""
+        clock = Clock()
+        sampling = _training_sampling(self.recipe)
+        groups, refilled = self._groups(step, sampling)
+        clock.lap("rollout")
+        rewards = reward_matrix(groups, self.recipe.reward)
+        update = self._improve(step, groups, rewards)
+        self.engine.refresh()
+        clock.lap("update")
+        self.progress = replace(self.progress, step=step + 1)
+        validation = self._validate(step)
+        clock.lap("validation")
+        self.folder.write_rollouts(step, groups, rewards, update.advantages.tolist())
+        record = {
+            "step": step,
+            **rollout_record(groups, rewards),
+            "refilled": refilled,
+            **_update_record(update),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            "validation_pass_rate": validation,
+            "sandbox_level": LEVEL,
+        }
+        if self.progress.step % self.recipe.checkpoint.every == 0 or self.progress.step == self.recipe.steps:
+            self.save()
+        clock.lap("save")
+        return self._journal(record, clock, update)
+
+    def _journal(self, record: dict[str, Any], clock: Clock, update: Update) -> dict[str, Any]:
+        seconds = {**clock.seconds, "reference": update.reference_s, "total": clock.total()}
+        rates = {
+            "rollout": record["tokens"] / seconds["rollout"],
+            "update": update.trained_tokens / seconds["update"],
+            "total": record["tokens"] / seconds["total"],
+        }
+        record = {**record, "seconds": seconds, "tokens_per_s": rates}
+        self.folder.append(record)
+        self._refuse_a_broken_judge(record)
+        return record
+
+    def _groups(self, step: int, sampling: Sampling) -> tuple[list[Group], int]:
+        """P judged groups, and how many of them replace dead ones."""
+        groups = self._roll_out(self.deck.draw(step, self.recipe.prompts), sampling, seed_for(self.recipe.seed, step))
+        dead = [index for index, group in enumerate(groups) if is_dead(group)]
+        budget = min(self.recipe.rloo.refill, len(dead))
+        if not budget:
+            return groups, 0
+        taken = [group.prompt.task for group in groups]
+        extra = self.deck.extra(step, budget, taken)
+        live = [
+            g for g in self._roll_out(extra, sampling, seed_for(self.recipe.seed, step, "refill")) if not is_dead(g)
+        ]
+        for index, group in zip(dead, live, strict=False):
+            groups[index] = group
+        return groups, len(live)
+
+    def _roll_out(self, tasks: Sequence[Any], sampling: Sampling, seed: int) -> list[Group]:
+        return roll_out(
+            self.engine,
+            self.verifier,
+            self.protocol,
+            [self._prompt(task) for task in tasks],
+            samples=self.recipe.samples,
+            sampling=sampling,
+            seed=seed,
+        )
+
+    def _prompt(self, task: Any) -> Prompt:
+        return render(self.protocol, task.showing(self.recipe.prompt.shown), self.tokenizer, shots=self.shots)
+
+    def _improve(self, step: int, groups: list[Group], rewards: list[list[float]]) -> Update:
+        try:
+            return self.improver.improve([_tokens(group) for group in groups], torch.tensor(rewards))
+        except TrainingError as error:
+            self.save()
+            raise TrainingError(
+                f"step {step + 1}: {error}; no step was taken with it. The state before it is in "
+                f"{self.folder.newest_checkpoint()}: lower optimizer.learning_rate or set dtype=float32, --resume"
+            ) from None
+
+    def _validate(self, step: int) -> float | None:
+        """Greedy pass rate on the validation tasks, on its turn; keeps the best adapter."""
+        every = self.recipe.evaluation.every
+        if self.validation is None or not every or (step + 1) % every:
+            return None
+        settings = replace(self._settings(), samples=0, greedy=True, k=(1,))
+        answers = evaluate(
+            self.engine, self.tokenizer, self.verifier, self.validation, settings,
+            seed=seed_for(self.recipe.seed, "validation"), shots=self.shots,
+        ).answers  # fmt: skip
+        score = rate([answer.passed for answer in answers if answer.judged])
+        if score is not None and (self.progress.best_score is None or score > self.progress.best_score):
+            self.progress = replace(self.progress, best_score=score, stale=0)
+            write_folder(self.folder.best_adapter, self._fill_adapter)
+        else:
+            self.progress = replace(self.progress, stale=self.progress.stale + 1)
+        self.reporter.say(
+            f"validation {self.validation.spec}: {score or 0:.1%} greedy, best {self.progress.best_score or 0:.1%}"
+        )
+        return score
+
+    def _stale(self) -> bool:
+        patience = self.recipe.evaluation.patience
+        return bool(patience) and self.progress.stale >= patience
+
+    def _refuse_a_broken_judge(self, record: dict[str, Any]) -> None:
+        unjudged = record["outcomes"].get(Outcome.HARNESS.value, 0)
+        if unjudged > max(1, _HARNESS_LIMIT * sum(record["outcomes"].values())):
+            self.save()
+            raise SandboxError(
+                f"step {record['step'] + 1}: {unjudged} programs could not be judged; see rollouts/, then --resume"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint and the adapter."""
+        path = self.folder.checkpoints / f"step-{self.progress.step:05d}"
+        write_folder(
+            path, lambda into: checkpoint.save(into, self.policy, self.optimizer, self.scheduler, self.progress)
+        )
+        keep_last(self.folder.checkpoints, self.recipe.checkpoint.keep)
+        write_folder(self.folder.adapter, self._fill_adapter)
+
+    def _fill_adapter(self, into: Path) -> None:
+        self.policy.save(into)
+        self.tokenizer.save_pretrained(str(into))
+
+    def _settings(self) -> EvaluationSettings:
+        section = self.recipe.evaluation
+        return EvaluationSettings(
+            protocol=self.recipe.prompt.protocol,
+            shown_tests=self.recipe.prompt.shown,
+            greedy=section.greedy,
+            samples=section.samples,
+            temperature=section.temperature,
+            max_new_tokens=self.recipe.sampling.max_new_tokens,
+            k=(1,),
+        )
+
+    def before(self) -> None:
+        """Score the untrained model on the held-out tasks, unless that is done already."""
+        if self.held_out is not None and not (self.folder.evaluation("before") / "results.json").is_file():
+            if self.progress.step:
+                raise ConfigError(
+                    f"{self.folder.root}: evaluation/before is missing and the adapter is trained already"
+                )
+            self._evaluate("before", self.held_out)
+
+    def after(self) -> None:
+        """Score the trained model on the held-out tasks; write results and the card."""
+        self.save()
+        if self.held_out is not None:
+            self._evaluate("after", self.held_out)
+            before, after = (read_record(self.folder.evaluation(when) / "results.json") for when in ("before", "after"))
+            difference = comparison_record(compare_records(before, after))
+            write_text(self.folder.results, json_text({"before": before, "after": after, "difference": difference}))
+        write_card(self.folder.root)
+
+    def _evaluate(self, when: str, held_out: TaskSet) -> None:
+        settings = self._settings()
+        self.reporter.begin(f"evaluate {when}", len(held_out.tasks) * settings.answers_per_task)
+        evaluation = evaluate(
+            self.engine, self.tokenizer, self.verifier, held_out, settings,
+            seed=seed_for(self.recipe.seed, "evaluation"), shots=self.shots,
+            on_verdict=lambda _: self.reporter.advance(),
+        )  # fmt: skip
+        self.reporter.end()
+        environment = json.loads(self.folder.environment.read_text(encoding="utf-8"))
+        write_evaluation(self.folder.evaluation(when), evaluation, environment)
+        for line in evaluation_lines(evaluation_record(evaluation, environment)):
+            self.reporter.say(f"{when}: {line}")
+
+
+_FREE_ON_RESUME = {"steps", "evaluation", "checkpoint", "sandbox", "engine", "eval_tasks"}
+
+
+def _check_resumable(folder: RunFolder, recipe: Recipe) -> None:
+    """A resumed run goes on with the recipe that it began with; more steps are welcome."""
+    if folder.newest_checkpoint() is None:
+        raise RunError(f"{folder.root}: there is no checkpoint to resume from; start without --resume")
+    before = load_recipe(str(folder.recipe)).model_dump()
+    now = recipe.model_dump()
+    changed = sorted(key for key in now if key not in _FREE_ON_RESUME and now[key] != before[key])
+    if changed:
+        raise ConfigError(f"{changed[0]}: differs from {folder.recipe}; a resumed run keeps it, or give another --out")
+
+
+def _tasks(recipe: Recipe, places: Places) -> tuple[TaskSet, TaskSet | None]:
+    tasks = load_tasks(recipe.tasks, data_dir=places.data_dir)
+    held_out = load_tasks(recipe.eval_tasks, data_dir=places.data_dir) if recipe.eval_tasks else None
+    if held_out is not None:
+        shared = {task.task_id for task in tasks.tasks} & {task.task_id for task in held_out.tasks}
+        if shared:
+            raise ConfigError(
+                f"eval_tasks: {recipe.eval_tasks} shares {len(shared)} tasks with {recipe.tasks}, e.g. {min(shared)}"
+            )
+    return tasks, held_out
+
+
+def _training_sampling(recipe: Recipe) -> Sampling:
+    section = recipe.sampling
+    return Sampling(
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        min_p=section.min_p,
+        max_new_tokens=section.max_new_tokens,
+    )
+
+
+def _tokens(group: Group) -> TokenGroup:
+    return TokenGroup(
+        prompt=group.prompt.token_ids,
+        completions=tuple(completion.token_ids for completion in group.completions),
+        sampler_logprobs=tuple(completion.logprobs for completion in group.completions),
+        truncated=tuple(completion.finish is Finish.LENGTH for completion in group.completions),
+    )
+
+
+def _update_record(update: Update) -> dict[str, Any]:
+    return {
+        "loss": number(update.loss),
+        "kl": number(update.kl_nats),
+        "entropy": number(update.entropy_nats),
+        "clipped_fraction": update.clipped_fraction,
+        "sampler_trainer_gap": number(update.gap_nats),
+        "sampler_trainer_gap_worst": number(update.gap_nats_worst),
+        "grad_norm": update.grad_norm,
+        "trained_tokens": update.trained_tokens,
+        "optimizer_steps": update.optimizer_steps,
+    }
+
+
+def _environment(recipe: Recipe, loaded: LoadedModel, tasks: TaskSet, held_out: TaskSet | None) -> dict[str, Any]:
+    def about(task_set: TaskSet | None) -> dict[str, str] | None:
+        if task_set is None:
+            return None
+        return {name: getattr(task_set, name) for name in ("spec", "sha256", "source", "hub_id", "licence")}
+
+    return {
+        **machine(loaded),
+        "model": {**describe(loaded), "spec": recipe.model},
+        "tasks": about(tasks),
+        "eval_tasks": about(held_out),
+        "sandbox_level": LEVEL,
+        "seed": recipe.seed,
+        "command": sys.argv[1:],
+    }

@@ -1,0 +1,100 @@
+"""Tiny random models and a byte tokenizer: no downloads, float32, a second or less."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from greenloop.learn.policy import adapt
+from greenloop.recipe import LoraSection
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+    "bos_token_id": 256,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with MBPP and HumanEval; tests that need it are skipped where it is missing."""
+    beside = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("GREENLOOP_DATA_DIR") or beside)
+    if not (folder / "mbpp.jsonl").is_file():
+        pytest.skip(f"MBPP is not in {folder}: set GREENLOOP_DATA_DIR to a folder that holds mbpp.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, `<|bos|>` 256, `<|end|>` 257, roles 258-260, with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<|bos|>", eos_token="<|end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """Random float32 Llama with grouped KV heads; the same weights at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval()
+
+
+def tiny_qwen2() -> Qwen2ForCausalLM:
+    """Random float32 Qwen2 (biases on q, k, v), untied head."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)).eval()
+        for layer in model.model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+                torch.nn.init.normal_(linear.bias, std=0.3)
+        return model
+
+
+@pytest.fixture(params=[tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])
+def tiny_model(request: pytest.FixtureRequest) -> LlamaForCausalLM | Qwen2ForCausalLM:
+    """A fresh tiny model of each family."""
+    return request.param()
+
+
+def with_adapter(model: torch.nn.Module, *, rank: int = 4) -> PeftModel:
+    """The model with a LoRA adapter on all linear layers whose B is not zero."""
+    adapted = adapt(model, LoraSection(rank=rank, alpha=2 * rank), seed=0, base_name="tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+class ByteText:
+    """Decodes token ids as text; the little of a tokenizer that the engine asks for."""
+
+    eos_token_id = 257
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
+        """Characters of the ids below 256; others are special and never shown."""
+        return "".join(chr(token) for token in tokens if token < 256)

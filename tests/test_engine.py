@@ -1,0 +1,146 @@
+"""The engine against transformers, against itself at other batch shapes, and against the trainer."""
+
+import pytest
+import torch
+
+from conftest import ByteText, with_adapter
+from greenloop.engine.build import make_engine
+from greenloop.engine.fallback import TransformersEngine
+from greenloop.engine.generate import Engine, Request
+from greenloop.engine.sampler import Sampling
+from greenloop.engine.stopping import Stopper
+from greenloop.learn.packing import pack
+from greenloop.learn.policy import Policy
+from greenloop.types import Completion, Finish
+
+PROMPTS = [
+    tuple(torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(length)).tolist())
+    for length in (5, 17, 9, 30)
+]
+# Frequent tokens as end tokens, so that rows retire at different times.
+ENDS = frozenset(range(0, 300, 23))
+WARM = Sampling(temperature=1.0, max_new_tokens=24)
+
+
+def requests(samples: int = 5) -> list[Request]:
+    return [Request(token_ids=prompt, samples=samples, seed=index) for index, prompt in enumerate(PROMPTS)]
+
+
+def completions(engine: Engine | TransformersEngine, wanted: list[Request], sampling: Sampling = WARM) -> dict:
+    return {(c.group, c.sample): c for c in engine.generate(wanted, sampling)}
+
+
+def tokens(found: dict[tuple[int, int], Completion]) -> dict:
+    return {key: (completion.token_ids, completion.finish) for key, completion in found.items()}
+
+
+def test_greedy_tokens_equal_transformers_generate(tiny_model):
+    expected = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        output = tiny_model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=sorted(ENDS)
+        )
+        expected.append(tuple(output[0, len(prompt) :].tolist()))
+    engine = Engine(tiny_model, Stopper(ByteText(), ENDS), rows=3)
+    found = completions(engine, requests(1), Sampling(temperature=0, max_new_tokens=24))
+    assert [found[index, 0].token_ids for index in range(len(PROMPTS))] == expected
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_samples_do_not_depend_on_how_many_decode_beside_them(tiny_model, rows: int):
+    model = with_adapter(tiny_model)
+    stopper = Stopper(ByteText(), ENDS)
+    together = completions(Engine(model, stopper, rows=64), requests())
+    assert tokens(completions(Engine(model, stopper, rows=rows), requests())) == tokens(together)
+    assert len({len(completion.token_ids) for completion in together.values()}) > 3
+
+
+def test_samples_do_not_depend_on_the_other_prompts(tiny_model):
+    engine = Engine(tiny_model, Stopper(ByteText(), ENDS), rows=8)
+    together = completions(engine, requests())
+    alone = completions(engine, [requests()[2]])
+    assert tokens(alone) == {(0, k): tokens(together)[2, k] for k in range(5)}
+
+
+def test_later_samples_of_a_prompt_continue_its_draws(tiny_model):
+    engine = Engine(tiny_model, Stopper(ByteText(), ENDS))
+    first = completions(engine, [Request(token_ids=PROMPTS[0], samples=6, seed=4)])
+    later = completions(engine, [Request(token_ids=PROMPTS[0], samples=2, seed=4, first_sample=4)])
+    assert tokens(later) == {key: value for key, value in tokens(first).items() if key[1] >= 4}
+
+
+def test_sampler_logprobs_equal_the_trainers_with_a_nonzero_adapter(tiny_model):
+    model = with_adapter(tiny_model)
+    policy = Policy(model, 0.7)
+    engine = Engine(model, Stopper(ByteText(), ENDS), rows=6)
+    found = completions(engine, requests(), Sampling(temperature=0.7, max_new_tokens=24))
+    for group, prompt in enumerate(PROMPTS):
+        chosen = [found[group, k] for k in range(5)]
+        one = pack(prompt, [completion.token_ids for completion in chosen], range(5))
+        sampled = torch.tensor([value for completion in chosen for value in completion.logprobs])
+        torch.testing.assert_close(policy.logprobs(one).logprobs.detach(), sampled, atol=1e-4, rtol=0)
+
+
+def test_refresh_brings_the_adapters_new_values(tiny_model):
+    model = with_adapter(tiny_model)
+    engine = Engine(model, Stopper(ByteText(), ENDS))
+    before = completions(engine, requests())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(-3)
+    assert tokens(completions(engine, requests())) == tokens(before)
+    engine.refresh()
+    fresh = completions(Engine(model, Stopper(ByteText(), ENDS)), requests())
+    after = completions(engine, requests())
+    assert tokens(after) == tokens(fresh) != tokens(before)
+
+
+def test_fallback_engine_draws_the_same_tokens(tiny_model):
+    model = with_adapter(tiny_model)
+    stopper = Stopper(ByteText(), ENDS)
+    slow = completions(TransformersEngine(model, stopper), requests())
+    fast = completions(Engine(model, stopper), requests())
+    assert tokens(slow) == tokens(fast)
+    for key, completion in slow.items():
+        assert completion.logprobs == pytest.approx(fast[key].logprobs, abs=1e-4)
+
+
+def test_an_unknown_architecture_gets_the_fallback_engine():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=300, n_positions=128)).eval()
+    engine = make_engine(model, ByteText())
+    assert isinstance(engine, TransformersEngine)
+    assert len(completions(engine, requests(2))) == 8
+
+
+def test_every_declared_end_token_stops(tiny_model):
+    tiny_model.generation_config.eos_token_id = [30, 60]
+    tiny_model.config.eos_token_id = 90
+    assert Stopper.of(tiny_model, ByteText()).end_ids == {30, 60, 90, 257}
+
+
+def test_finish_reasons_and_texts():
+    stopper = Stopper(ByteText(), frozenset({257}))
+    rule = Request(token_ids=(1,), samples=1, seed=0, stop=("[DONE]",))
+    done = [ord(char) for char in "x = 1\n[DONE]"]
+    assert stopper.finish(done, rule, 99) is Finish.STOP
+    assert stopper.text(done, rule.stop) == "x = 1\n"
+    assert stopper.finish(done[:-1], rule, 99) is None
+    assert stopper.finish(done[:-1], rule, len(done) - 1) is Finish.LENGTH
+    assert stopper.finish([65, 257], rule, 99) is Finish.EOS
+    assert stopper.text([65, 257], ()) == "A"
+
+
+def test_an_answer_that_is_whole_ends_at_its_line_end_only():
+    stopper = Stopper(ByteText(), frozenset({257}))
+    rule = Request(token_ids=(1,), samples=1, seed=0, ends=lambda text: text.endswith("```\n"))
+    whole = [ord(char) for char in "```\nf\n```\n"]
+    assert stopper.finish(whole, rule, 99) is Finish.STOP
+    assert stopper.finish(whole[:-1], rule, 99) is None
+
+
+def test_no_request_gives_no_completion(tiny_model):
+    assert list(Engine(tiny_model, Stopper(ByteText(), ENDS)).generate([], WARM)) == []

@@ -1,0 +1,115 @@
+"""Updates: what is skipped, what is refused, what later passes compare with."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import tiny_llama, with_adapter
+from greenloop.errors import TrainingError
+from greenloop.learn.improve import Improver, TokenGroup
+from greenloop.learn.optimise import make_optimizer, make_scheduler
+from greenloop.learn.policy import Policy
+from greenloop.recipe import OptimizerSection, RlooSection
+
+COMPLETIONS = ((5, 6, 7, 8), (9, 10), (11, 12, 13), (14,))
+
+
+def group(first: int = 40, truncated: tuple[bool, ...] = (False,) * 4) -> TokenGroup:
+    return TokenGroup(
+        prompt=tuple(range(first, first + 9)),
+        completions=COMPLETIONS,
+        sampler_logprobs=tuple((-1.0,) * len(tokens) for tokens in COMPLETIONS),
+        truncated=truncated,
+    )
+
+
+def improver(*, beta: float = 0.0, **rloo: object) -> Improver:
+    policy = Policy(with_adapter(tiny_llama()), 0.9)
+    section = OptimizerSection(learning_rate=1e-3, warmup_steps=0)
+    optimizer = make_optimizer(policy.parameters, section)
+    return Improver(
+        policy,
+        optimizer,
+        make_scheduler(optimizer, section, 10),
+        RlooSection(**rloo),
+        beta=beta,
+        max_grad_norm=1.0,
+    )
+
+
+def weights(one: Improver) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in one.policy.parameters])
+
+
+def test_a_batch_of_equal_rewards_takes_no_step_when_beta_is_0():
+    one = improver()
+    before = weights(one)
+    update = one.improve([group(), group(80)], torch.tensor([[1.0] * 4, [0.0] * 4]))
+    assert update.optimizer_steps == update.trained_tokens == 0
+    assert torch.equal(weights(one), before)
+
+
+def test_a_dead_group_adds_nothing_but_stays_in_the_denominator():
+    rewards = torch.tensor([[1.0, 0, 0, 1]])
+    alone, beside = improver(), improver()
+    first = alone.improve([group()], rewards)
+    second = beside.improve([group(), group(80)], torch.cat([rewards, torch.zeros(1, 4)]))
+    assert second.grad_norm == pytest.approx(first.grad_norm / 2, rel=1e-5)
+    assert second.trained_tokens == first.trained_tokens
+
+
+def test_a_group_cut_into_packs_gives_the_same_update_with_kl():
+    rewards = torch.tensor([[1.0, 0, 0.5, 0]])
+    whole, cut = improver(beta=0.1), improver(beta=0.1, token_budget=16)
+    expected, actual = whole.improve([group()], rewards), cut.improve([group()], rewards)
+    torch.testing.assert_close(actual.advantages, expected.advantages, atol=1e-5, rtol=1e-5)
+    assert actual.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    assert actual.kl_nats == pytest.approx(expected.kl_nats, rel=1e-4)
+    assert expected.kl_nats != 0
+
+
+def test_first_pass_is_plain_reinforce_and_later_passes_use_its_logprobs():
+    rewards = torch.tensor([[1.0, 0, 0, 1]])
+    once, thrice = improver(), improver(passes=3)
+    assert once.improve([group()], rewards).clipped_fraction == 0
+    update = thrice.improve([group()], rewards)
+    assert update.optimizer_steps == 3
+    assert update.loss == pytest.approx(0, abs=1e-6)
+    # A huge first step moves the ratios far from 1: the later passes must see it.
+    far = improver(passes=2)
+    far.optimizer.param_groups[0]["lr"] = 0.5
+    assert far.improve([group()], rewards).clipped_fraction > 0
+
+
+def test_truncated_completions_are_masked_but_stay_in_the_baseline():
+    rewards = torch.tensor([[1.0, 0, 0, 1]])
+    masked = improver(mask_truncated=True)
+    update = masked.improve([group(truncated=(True, False, False, True))], rewards)
+    assert update.trained_tokens == len(COMPLETIONS[1]) + len(COMPLETIONS[2])
+    assert update.advantages.tolist()[0] == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+
+
+def test_gap_is_the_mean_distance_of_sampler_and_trainer():
+    one = improver()
+    update = one.improve([group()], torch.tensor([[1.0, 0, 0, 1]]))
+    assert update.gap_nats > 0.1  # the sampler's log-probs were invented
+    assert update.gap_nats_worst >= update.gap_nats
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_step(bad: float):
+    one = improver()
+    before = weights(one)
+    with pytest.raises(TrainingError, match="the loss is"):
+        one.improve([group()], torch.tensor([[1.0, 0, 0, bad]]))
+    assert torch.equal(weights(one), before)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    one = improver()
+    one.policy.parameters[0].register_hook(lambda gradient: gradient * math.nan)
+    before = weights(one)
+    with pytest.raises(TrainingError, match="the gradient norm is nan"):
+        one.improve([group()], torch.tensor([[1.0, 0, 0, 1]]))
+    assert torch.equal(weights(one), before)

@@ -1,0 +1,543 @@
+"""The interim judge: what a program can and cannot make of its verdict."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import wait
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from greenloop.errors import SandboxError
+from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
+from greenloop.sandbox.conversation import Conversation, Job, MalformedAnswerError
+from greenloop.sandbox.transcript import BlockResult, Ending, LoadResult, Transcript, outcome_of, verdict_of
+from greenloop.seeding import seed_for
+from greenloop.tasks import load_tasks
+from greenloop.types import Outcome, Task, Verdict
+
+SUCCESSOR = "def f(x):\n    return x + 1\n"
+QUICK = Limits(cpu_s=0.5, wall_s=5.0)
+
+
+def task(*tests: str, **fields: object) -> Task:
+    known = {"task_id": "t", "statement": "", "entry_point": "f", "tests": tests or ("assert f(1) == 2",), **fields}
+    return Task(**known)  # type: ignore[arg-type]
+
+
+THREE = task("assert f(1) == 2", "assert f(41) == 42", hidden_tests=("assert f(-1) == 0",))
+
+
+def judged(program: str | None, exercise: Task = THREE, limits: Limits = QUICK) -> Verdict:
+    with ProcessVerifier(limits, workers=1) as verifier:
+        return verifier.submit(exercise, program).result()
+
+
+def children_of(pid: int) -> set[int]:
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid and state != "Z":
+            found.add(int(status.parent.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def eventually(condition: object, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:  # type: ignore[operator]
+        time.sleep(0.01)
+    return bool(condition())  # type: ignore[operator]
+
+
+# Honest programs
+
+
+HONEST = {
+    "trivial": SUCCESSOR,
+    "standard library": "import re, math, collections, decimal\ndef f(x): return int(decimal.Decimal(x)) + 1",
+    "prints": "def f(x):\n    for i in range(20000): print('debug', i)\n    return x + 1",
+    "recursion": "import sys\nsys.setrecursionlimit(20000)\n"
+    "def g(n): return n and 1 + g(n - 1)\ndef f(x): return x + g(3000) - 2999",
+    "100 MiB": "def f(x):\n    block = bytearray(100 << 20)\n    return x + 1",
+    "main guard": SUCCESSOR + "if __name__ == '__main__': raise ValueError",
+    "reads input": "try: input()\nexcept EOFError: pass\n" + SUCCESSOR,
+    "threads": "from concurrent.futures import ThreadPoolExecutor\n"
+    "def f(x):\n    with ThreadPoolExecutor(2) as pool: return list(pool.map(lambda y: y + 1, [x]))[0]",
+    "dataclass with postponed annotations": "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    "@dataclass\nclass P:\n    x: int\ndef f(x): return P(x).x + 1",
+    "carriage returns": SUCCESSOR.replace("\n", "\r\n"),
+    "300 kB of source": "# " + "x" * 300_000 + "\n" + SUCCESSOR,
+}
+
+
+@pytest.mark.parametrize("program", HONEST.values(), ids=HONEST.keys())
+def test_an_honest_program_passes_every_test(program: str) -> None:
+    verdict = judged(program, limits=Limits())
+    assert verdict.outcome is Outcome.PASSED, verdict.detail
+    assert (verdict.tests_passed, verdict.tests_total) == (3, 3)
+    assert (verdict.hidden_passed, verdict.hidden_total) == (1, 1)
+    assert verdict.ran
+    assert verdict.detail == ""
+    assert 0 < verdict.cpu_s < 3
+    assert 0 < verdict.wall_s < 10
+
+
+# Outcomes
+
+SPIN = "while True: pass"
+STUBBORN = """
+import signal
+for number in range(1, 65):
+    try: signal.signal(number, lambda *a: None)
+    except (OSError, ValueError): pass
+def f(x):
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass
+"""
+
+OUTCOMES = [
+    # program, outcome, tests passed, ran
+    ("def f(x): return 2", Outcome.FAILED, 1, True),
+    ("def f(x): return x + 1 if x > 0 else None", Outcome.FAILED, 2, True),
+    ("def f(x): return 1 // 0", Outcome.ERROR, 0, True),
+    ("def f(x): return x + 1 if x < 41 else 1 // 0", Outcome.ERROR, 2, True),
+    ("def f(x):\n    if x == 1: return 0\n    raise ValueError", Outcome.FAILED, 0, True),
+    ("def g(x): return x + 1", Outcome.ERROR, 0, True),
+    ("def f(x): return (", Outcome.ERROR, 0, False),
+    ("raise ValueError\n" + SUCCESSOR, Outcome.ERROR, 0, False),
+    ("assert False\n" + SUCCESSOR, Outcome.ERROR, 0, False),
+    ("null \0 byte", Outcome.ERROR, 0, False),
+    ("'\ud800'; " + SUCCESSOR, Outcome.ERROR, 0, False),
+    ("import sys; sys.exit(0)", Outcome.ERROR, 0, False),
+    ("def f(x): raise SystemExit(0)", Outcome.ERROR, 0, True),
+    ("import os; os._exit(0)", Outcome.CRASHED, 0, False),
+    ("def f(x):\n    import os\n    os._exit(0)", Outcome.CRASHED, 0, True),
+    ("import os; os.kill(os.getpid(), 9)", Outcome.CRASHED, 0, False),
+    ("import ctypes; ctypes.string_at(0)", Outcome.CRASHED, 0, False),
+    ("import os; os.closerange(0, 100)\n" + SUCCESSOR, Outcome.CRASHED, 0, False),
+    (SPIN, Outcome.TIMEOUT, 0, False),
+    (STUBBORN, Outcome.TIMEOUT, 0, True),
+    ("def f(x): return len(str(9 ** 9 ** 9))", Outcome.TIMEOUT, 0, True),
+    (f"def f(x):\n    if x == 41:\n        {SPIN}\n    return x + 1", Outcome.TIMEOUT, 1, True),
+    ("x = bytearray(1 << 30)", Outcome.MEMORY, 0, False),
+    ("def f(x): return bytearray(1 << 30) if x == 1 else x + 1", Outcome.MEMORY, 2, True),
+]
+
+
+@pytest.mark.parametrize(("program", "outcome", "passed", "ran"), OUTCOMES)
+def test_every_end_of_a_program_has_its_outcome(program: str, outcome: Outcome, passed: int, ran: bool) -> None:
+    verdict = judged(program)
+    assert (verdict.outcome, verdict.tests_passed, verdict.ran) == (outcome, passed, ran), verdict.detail
+    assert verdict.tests_total == 3
+
+
+def test_a_completion_without_code_costs_no_process() -> None:
+    verdict = judged(None)
+    assert (verdict.outcome, verdict.tests_total, verdict.hidden_total, verdict.cpu_s) == (Outcome.NO_CODE, 3, 1, 0.0)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1 << 20])
+def test_memory_kept_to_the_last_byte_is_still_reported_as_memory(size: int) -> None:
+    program = f"kept = []\ndef f(x):\n    while True: kept.append(bytearray({size}))"
+    with ProcessVerifier(Limits(memory_mib=64), workers=1) as verifier:
+        verdicts = [verifier.submit(THREE, program).result() for _ in range(10)]
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.MEMORY}
+
+
+def test_the_detail_names_the_first_failing_test_and_why() -> None:
+    verdict = judged("def f(x): return x + 1 if x >= 0 else {}['no']")
+    assert verdict.detail == "test 3 of 3 (hidden): assert f(-1) == 0: KeyError: 'no'"
+
+
+def test_the_detail_is_one_short_line_whatever_the_program_says() -> None:
+    verdict = judged("def f(x): raise ValueError('long\\nline\\x1b[31m\\u2028' * 10**5)")
+    assert len(verdict.detail) <= 300
+    assert verdict.detail.isprintable()
+    assert verdict.detail.startswith("test 1 of 3: assert f(1) == 2: ValueError: long line\\x1b[31m long")
+
+
+def test_an_exception_that_cannot_be_printed_is_an_error() -> None:
+    program = "class E(Exception):\n    def __str__(self): raise SystemExit\ndef f(x): raise E"
+    assert judged(program).outcome is Outcome.ERROR
+
+
+# Time
+
+
+def test_the_cpu_limit_is_finer_than_a_second() -> None:
+    verdict = judged(SPIN, limits=Limits(cpu_s=0.3))
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert 0.3 <= verdict.cpu_s < 0.9
+    assert verdict.detail == "CPU limit reached in the program itself"
+
+
+def test_a_sleeper_meets_the_wall_limit_and_waits_no_longer() -> None:
+    verdict = judged("import time\ntime.sleep(60)", limits=Limits(wall_s=1.0))
+    assert verdict.outcome is Outcome.TIMEOUT
+    assert 1.0 <= verdict.wall_s < 2.0
+    assert verdict.cpu_s < 0.3
+
+
+def burning(cpu_s: float) -> str:
+    return (
+        "import time\ndef f(x):\n    start = time.process_time()\n"
+        f"    while time.process_time() - start < {cpu_s}: pass\n    return x + 1\n"
+    )
+
+
+def test_a_task_whose_reference_is_slow_gets_five_times_its_time() -> None:
+    limits = Limits(cpu_s=0.4)
+    assert judged(burning(0.7), task(), limits).outcome is Outcome.TIMEOUT
+    assert judged(burning(0.7), task(reference=burning(0.25)), limits).outcome is Outcome.PASSED
+    assert judged(SPIN, task(reference=burning(0.1)), limits).outcome is Outcome.TIMEOUT
+
+
+def test_a_reference_that_fails_wins_no_time() -> None:
+    wrong = burning(0.25).replace("x + 1", "x")
+    assert judged(burning(0.7), task(reference=wrong), Limits(cpu_s=0.4)).outcome is Outcome.TIMEOUT
+
+
+# What counts as passing a test
+
+
+def test_a_test_that_calls_nothing_is_not_passed() -> None:
+    verdict = judged(SUCCESSOR, task("assert True", "f", "assert f(1) == 2"))
+    assert (verdict.outcome, verdict.tests_passed) == (Outcome.FAILED, 1)
+    assert verdict.detail == "test 1 of 3: assert True: it completed no call of f"
+
+
+def test_a_call_that_raised_is_not_a_completed_call() -> None:
+    swallowing = "try: f(1)\nexcept ValueError: pass"
+    assert judged("def f(x): raise ValueError", task(swallowing)).outcome is Outcome.FAILED
+    assert judged("def f(x): return 0", task(swallowing)).outcome is Outcome.PASSED
+
+
+def test_calls_in_the_set_up_or_inside_the_program_do_not_count() -> None:
+    program = SUCCESSOR + "def g(x): return f(x)\n"
+    assert judged(program, task("assert g(1) == 2", setup="f(1)")).outcome is Outcome.FAILED
+
+
+def test_an_entry_point_may_be_named_like_a_builtin_but_must_be_defined() -> None:
+    exercise = task("assert sum(10, 15) == 25", entry_point="sum")
+    assert judged("def sum(a, b): return a + b", exercise).outcome is Outcome.PASSED
+    assert judged("def total(a, b): return a + b", task("assert sum([1]) == 1", entry_point="sum")).tests_passed == 0
+
+
+def test_an_entry_point_may_be_a_class() -> None:
+    exercise = task("assert isinstance(Stack(3), Stack)", "assert Stack.name == 's'", entry_point="Stack")
+    verdict = judged("class Stack:\n    name = 's'\n    def __init__(self, n): pass", exercise)
+    assert verdict.tests_passed == 1  # reading an attribute is no call
+
+
+def test_set_up_runs_after_the_solution_and_may_use_its_classes() -> None:
+    exercise = task("assert f(root) == 5", setup="root = Node(5)")
+    program = "class Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.v"
+    assert judged(program, exercise).outcome is Outcome.PASSED
+
+
+def test_the_helpers_of_the_data_set_are_its_own_in_the_tests() -> None:
+    exercise = task("assert f(encode('ab')) == 'ab'", prelude="def encode(s): return s[::-1]")
+    assert judged("def f(s): return encode(s)", exercise).outcome is Outcome.PASSED
+    assert judged("def encode(s): return s\ndef f(s): return s", exercise).outcome is Outcome.FAILED
+
+
+def test_tests_see_the_real_builtins() -> None:
+    program = "import builtins\nlen = builtins.len = lambda x: 7\ndef f(x): return [x]"
+    assert judged(program, task("assert len(f(1)) == 7")).outcome is Outcome.FAILED
+    patched = "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None\ndef f(x): return 0"
+    assert judged(patched).outcome is Outcome.FAILED
+
+
+def test_tests_may_name_well_known_modules_without_importing_them() -> None:
+    exercise = task("assert f('a') == sys.getsizeof('a')", "assert math.isclose(f(''), f(''))")
+    assert judged("import sys\ndef f(x): return sys.getsizeof(x)", exercise).outcome is Outcome.PASSED
+
+
+def test_random_draws_and_hash_order_are_the_same_in_every_process() -> None:
+    expected = Random(seed_for(0, "test", "t", 1)).random()
+    exercise = task("f()", f"assert f() == {expected!r}")
+    assert judged("import random\ndef f(): return random.random()", exercise).outcome is Outcome.PASSED
+    details = {judged("import random\nraise ValueError(hash('abc'), random.random())").detail for _ in range(3)}
+    assert len(details) == 1
+
+
+# The process
+
+
+def test_the_process_starts_with_nothing() -> None:
+    program = """
+import os, sys
+assert dict(os.environ) == {} and sys.argv == ["candidate"]
+assert os.listdir() == []
+assert os.getsid(0) == os.getpgid(0) == os.getpid()
+assert sys.flags.no_site and sys.flags.no_user_site and sys.flags.safe_path and sys.dont_write_bytecode
+assert not any("site-packages" in folder for folder in sys.path)
+open_fds = [fd for fd in range(3, 1000) if os.path.exists(f"/proc/self/fd/{fd}")]
+assert len(open_fds) == 2, open_fds
+assert all(os.readlink(f"/proc/self/fd/{fd}") == "/dev/null" for fd in range(3))
+def f(x): raise ValueError(os.getcwd())
+"""
+    verdict = judged(program)
+    assert verdict.ran, verdict.detail
+    folder = Path(verdict.detail.rpartition(" ")[2])
+    assert folder.name.startswith("greenloop-")
+    assert not folder.exists()
+
+
+def test_the_process_cannot_write_files_or_raise_its_limits() -> None:
+    program = """
+import resource
+try:
+    with open("file", "w") as file: file.write("x")
+except OSError: blocked = True
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+assert soft == hard == 512 << 20
+assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+assert resource.getrlimit(resource.RLIMIT_NPROC)[0] < 100_000
+def f(x): return x + blocked
+"""
+    assert judged(program).outcome is Outcome.PASSED
+
+
+def test_what_the_program_forks_dies_with_it() -> None:
+    program = """
+import os, time
+def f(x):
+    pid = os.fork()
+    if not pid: time.sleep(60)
+    raise ValueError(pid)
+"""
+    verdict = judged(program)
+    assert verdict.outcome is Outcome.ERROR
+    assert eventually(lambda: not is_running(int(verdict.detail.rpartition(" ")[2])))
+
+
+def test_a_forked_process_that_holds_the_pipe_delays_no_verdict() -> None:
+    verdict = judged("import os, time\nif os.fork(): os._exit(0)\ntime.sleep(60)", limits=Limits(wall_s=8))
+    assert verdict.outcome is Outcome.CRASHED
+    assert verdict.wall_s < 2
+
+
+FLOOD = "import os\nwhile True:\n    for fd in range(3, 60):\n        try: os.write(fd, {data!r} * 4096)\n"
+FLOOD += "        except OSError: pass"
+
+
+@pytest.mark.parametrize("data", [b"x", b"loaded ok\n", b"\xff\n", b'{"passed": true}\n'])
+def test_a_flood_of_forged_answers_is_a_crash_and_ends_soon(data: bytes) -> None:
+    start = time.monotonic()
+    verdict = judged(FLOOD.format(data=data), limits=Limits())
+    assert verdict.outcome is Outcome.CRASHED
+    assert time.monotonic() - start < 6
+
+
+def test_limits_under_which_nothing_runs_are_refused_at_the_start() -> None:
+    with pytest.raises(SandboxError, match="a trivial one gave memory instead of passed"):
+        ProcessVerifier(Limits(memory_mib=1))
+
+
+def test_a_process_that_cannot_start_is_our_fault_and_not_the_programs() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ProcessVerifier(QUICK, workers=1) as verifier:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            verdict = verifier.submit(THREE, SUCCESSOR).result()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
+    assert (verdict.outcome, verdict.ran) == (Outcome.HARNESS, False)
+    assert "Too many open files" in verdict.detail
+
+
+def test_hundreds_of_failing_tests_with_long_messages_fit_into_the_answer() -> None:
+    exercise = task(*[f"assert f({number})" for number in range(2000)])
+    verdict = judged("def f(x): raise ValueError('\u2603' * 500)", exercise, Limits())
+    assert (verdict.outcome, verdict.tests_total) == (Outcome.ERROR, 2000)
+
+
+def test_impossible_limits_are_refused() -> None:
+    with pytest.raises(ValueError, match="cpu_s must be a positive number"):
+        Limits(cpu_s=0)
+    with pytest.raises(ValueError, match="wall_s must be a positive number"):
+        Limits(wall_s=float("nan"))
+
+
+# The verifier
+
+
+def test_closing_kills_what_runs_and_gives_up_what_waits() -> None:
+    verifier = ProcessVerifier(Limits(wall_s=60), workers=2)
+    futures = [verifier.submit(THREE, "import time\ntime.sleep(60)") for _ in range(6)]
+    assert eventually(lambda: len(children_of(os.getpid())) >= 2)
+    start = time.monotonic()
+    verifier.close()
+    assert time.monotonic() - start < 2
+    assert not wait(futures, timeout=0).not_done
+    for future in futures:
+        with pytest.raises(SandboxError, match="closed"):
+            future.result()
+    with pytest.raises(SandboxError, match="closed"):
+        verifier.submit(THREE, SUCCESSOR)
+    assert children_of(os.getpid()) == set()
+
+
+TRAINER = """
+import sys
+from greenloop.sandbox import Limits, ProcessVerifier
+from greenloop.types import Task
+task = Task(task_id="t", statement="", entry_point="f", tests=("f(1)",))
+program = "open(%r, 'w'); import time; time.sleep(60)"
+with ProcessVerifier(Limits(wall_s=60), workers=2) as verifier:
+    futures = [verifier.submit(task, program % name) for name in sys.argv[1:]]
+    [future.result() for future in futures]
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_no_program_survives_the_trainer(end: signal.Signals, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    signs = [tmp_path / "first", tmp_path / "second"]
+    command = [sys.executable, "-c", TRAINER, *map(str, signs)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as trainer:
+        assert eventually(lambda: all(sign.exists() for sign in signs), seconds=20)
+        programs = children_of(trainer.pid)
+        assert len(programs) == 2
+        trainer.send_signal(end)
+        trainer.wait(timeout=5)
+        assert eventually(lambda: not any(map(is_running, programs)), seconds=2)
+
+
+def test_many_programs_leave_no_process_and_no_descriptor() -> None:
+    programs = [SUCCESSOR, "import os; os._exit(3)", "def f(x): return 0", None]
+    before = len(os.listdir("/proc/self/fd"))
+    with ProcessVerifier(QUICK, workers=4) as verifier:
+        futures = [verifier.submit(THREE, program) for program in programs * 10]
+        outcomes = [future.result().outcome for future in futures]
+    assert outcomes == [Outcome.PASSED, Outcome.CRASHED, Outcome.FAILED, Outcome.NO_CODE] * 10
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_the_level_says_what_it_does_not_cover() -> None:
+    assert LEVEL in NOTICE
+    assert "forge its verdict" in NOTICE
+
+
+def test_all_mbpp_references_pass(data_dir: Path) -> None:
+    tasks = load_tasks("mbpp", data_dir=data_dir).tasks
+    with ProcessVerifier() as verifier:
+        futures = [verifier.submit(exercise, exercise.reference) for exercise in tasks]
+        verdicts = [future.result() for future in futures]
+    failed = {
+        exercise.task_id: verdict.detail
+        for exercise, verdict in zip(tasks, verdicts, strict=True)
+        if verdict.outcome is not Outcome.PASSED
+    }
+    assert len(tasks) == 974
+    assert failed == {}
+
+
+# The conversation, without a process
+
+
+def job() -> Job:
+    return Job(task=THREE, program=SUCCESSOR, nonce="beef")
+
+
+def test_tests_and_nonce_are_handed_over_only_after_the_top_level() -> None:
+    conversation = Conversation(job(), 1000)
+    opening = conversation.hear(b"ready\n")
+    assert SUCCESSOR.encode() in opening
+    assert b"assert" not in opening
+    assert b"beef" not in opening
+    exam = conversation.hear(b"loaded ok \n")
+    assert all(text in exam for text in (b"beef", b"assert f(1) == 2", b"assert f(-1) == 0"))
+    conversation.hear(b"beef 0 passed \nbeef 1 fai")
+    conversation.hear(b"led AssertionError: no\n")
+    assert conversation.blocks == [(BlockResult.PASSED, ""), (BlockResult.FAILED, "AssertionError: no")]
+    assert not conversation.complete
+    conversation.hear(b"beef 2 passed \n")
+    assert conversation.complete
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"hello\n",
+        b"ready\nready\n",
+        b"ready\nloaded fine\n",
+        b"ready\nloaded ok\nloaded ok\n",
+        b"ready\nloaded ok\n0 passed \n",
+        b"ready\nloaded ok\nbeee 0 passed \n",
+        b"ready\nloaded ok\nbeef 1 passed \n",
+        b"ready\nloaded ok\nbeef 0 passed \nbeef 0 passed \n",
+        b"ready\nloaded ok\nbeef 0 won \n",
+        b"ready\nloaded ok\nbeef 0 failed \x1b[31m\n",
+        b"ready\nloaded error E\nbeef 0 passed \n",
+        b"ready\nloaded ok\n" + b"".join(b"beef %d passed \n" % index for index in range(4)),
+        b"ready\n" + b"x" * 2000,
+    ],
+)
+def test_what_is_out_of_form_or_order_or_without_the_nonce_is_not_believed(said: bytes) -> None:
+    with pytest.raises(MalformedAnswerError):
+        Conversation(job(), 1000).hear(said)
+
+
+# The verdict, without a process
+
+
+def seen(
+    *results: BlockResult, ending: Ending = Ending.ANSWERED, load: LoadResult | None = LoadResult.OK
+) -> Transcript:
+    return Transcript(ending=ending, load=load, blocks=tuple((result, "") for result in results))
+
+
+PASS, FAIL, ERROR, MEMORY = BlockResult.PASSED, BlockResult.FAILED, BlockResult.ERROR, BlockResult.MEMORY
+
+
+@pytest.mark.parametrize(
+    ("transcript", "outcome"),
+    [
+        (seen(PASS, PASS, PASS), Outcome.PASSED),
+        (seen(PASS, FAIL, ERROR), Outcome.FAILED),
+        (seen(PASS, ERROR, FAIL), Outcome.ERROR),
+        (seen(FAIL, MEMORY, ERROR), Outcome.MEMORY),
+        (seen(FAIL, PASS, ending=Ending.CPU), Outcome.TIMEOUT),
+        (seen(MEMORY, ending=Ending.WALL), Outcome.TIMEOUT),
+        (seen(PASS, PASS, PASS, ending=Ending.DIED), Outcome.CRASHED),
+        (seen(PASS, PASS, PASS, ending=Ending.MALFORMED), Outcome.CRASHED),
+        (seen(load=LoadResult.ERROR), Outcome.ERROR),
+        (seen(load=LoadResult.MEMORY), Outcome.MEMORY),
+        (seen(ending=Ending.NOT_STARTED, load=None), Outcome.HARNESS),
+    ],
+)
+def test_the_outcome_is_the_gravest_thing_that_was_seen(transcript: Transcript, outcome: Outcome) -> None:
+    assert outcome_of(transcript, 3) is outcome
+
+
+def test_no_tests_are_never_passed() -> None:
+    assert outcome_of(seen(), 0) is Outcome.HARNESS
+
+
+def test_tests_after_the_cut_count_as_not_passed() -> None:
+    verdict = verdict_of(seen(PASS, FAIL, PASS), THREE)
+    assert (verdict.tests_passed, verdict.hidden_passed) == (2, 1)
+    cut = verdict_of(seen(PASS, PASS, ending=Ending.CPU), THREE)
+    assert (cut.tests_passed, cut.hidden_passed, cut.tests_total, cut.hidden_total) == (2, 0, 3, 1)
+    assert cut.detail == "CPU limit reached in test 3 of 3 (hidden): assert f(-1) == 0"

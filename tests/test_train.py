@@ -1,0 +1,282 @@
+"""The whole line on a tiny random model: files, resume after a kill, faults. Real sandbox, real engine, real updates."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from conftest import tiny_llama
+from greenloop.errors import ConfigError, RunError, TrainingError
+from greenloop.progress import Silent
+from greenloop.recipe import Recipe, validated
+from greenloop.run_folder import RunFolder, keep_last, read_journal, write_folder
+from greenloop.sandbox import Limits
+from greenloop.train import Places, train
+from greenloop.types import Outcome, Task, Verdict
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {
+            "task_id": f"tiny/{index}",
+            "statement": f"Add {index}.",
+            "entry_point": "f",
+            "tests": [f"assert f(1) == {index + 1}", f"assert f(2) == {index + 2}"],
+            "hidden_tests": [f"assert f(5) == {index + 5}"],
+            "split": "train" if index < 5 else "test",
+        }
+        for index in range(7)
+    ]
+    path = tmp_path_factory.mktemp("tasks") / "tiny.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(cache_dir=tmp_path / "cache", data_dir=None)
+
+
+def recipe(model: Path, tasks: Path, **changes: object) -> Recipe:
+    values = {
+        "model": str(model),
+        "tasks": f"{tasks}:train",
+        "eval_tasks": f"{tasks}:test",
+        "steps": 4,
+        "prompts": 2,
+        "samples": 3,
+        "dtype": "float32",
+        "sampling": {"max_new_tokens": 12, "temperature": 1.0},
+        "prompt": {"protocol": "bigcode"},
+        "lora": {"rank": 4, "alpha": 8},
+        "beta": 0.05,
+        "evaluation": {"samples": 2},
+        "checkpoint": {"every": 1, "keep": 2},
+        **changes,
+    }
+    return validated(values, "test")
+
+
+class ByChecksum:
+    """A verifier for a random model, whose programs never pass: the program's checksum decides."""
+
+    def __init__(self, limits: Limits, workers: int | None) -> None:
+        self.limits = limits
+
+    def __enter__(self) -> "ByChecksum":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, task: Task, program: str | None) -> "Future[Verdict]":
+        assert program is not None
+        passed = zlib.crc32(program.encode()) % 3 == 0
+        future: Future[Verdict] = Future()
+        future.set_result(
+            Verdict(
+                outcome=Outcome.PASSED if passed else Outcome.FAILED,
+                tests_passed=3 * passed, tests_total=3, hidden_passed=passed, hidden_total=1, ran=True, cpu_s=0, wall_s=0,
+            )
+        )  # fmt: skip
+        return future
+
+
+class NeverPasses(ByChecksum):
+    """Every program fails."""
+
+    def submit(self, task: Task, program: str | None) -> "Future[Verdict]":
+        verdict = super().submit(task, program).result()
+        future: Future[Verdict] = Future()
+        future.set_result(replace(verdict, outcome=Outcome.FAILED, tests_passed=0, hidden_passed=0))
+        return future
+
+
+class Killed(Exception):
+    """Stands for the process's end."""
+
+
+class KillAt(Silent):
+    """Ends the run when it reports the step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def say(self, text: str) -> None:
+        if text.startswith(f"step {self.step:>3}/"):
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def finished(
+    model_folder: Path, tasks_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunFolder, Recipe]]:
+    chosen = recipe(model_folder, tasks_file)
+    root = tmp_path_factory.mktemp("runs")
+    yield (
+        train(chosen, root / "whole", Places(cache_dir=root / "cache", data_dir=None), Silent(), judge=ByChecksum),
+        chosen,
+    )
+
+
+def test_a_run_leaves_every_file_that_it_promises(finished: tuple[RunFolder, Recipe]):
+    folder, chosen = finished
+    journal = read_journal(folder.journal)
+    assert [record["step"] for record in journal] == [0, 1, 2, 3]
+    for record in journal:
+        assert {"pass_rate", "reward", "outcomes", "tokens", "kl", "entropy", "sampler_trainer_gap"} <= set(record)
+        assert record["seconds"]["total"] >= record["seconds"]["rollout"] > 0
+        assert sum(record["outcomes"].values()) == 6
+        assert record["sampler_trainer_gap"] < 1e-4
+        assert record["optimizer_steps"] == 1
+        assert record["kl"] is not None
+    rows = pq.read_table(folder.root / "rollouts" / "step-00002.parquet").to_pylist()
+    assert len(rows) == 6
+    assert {"prompt", "completion", "outcome", "reward", "advantage"} <= set(rows[0])
+    assert [path.name for path in sorted(folder.checkpoints.iterdir())] == ["step-00003", "step-00004"]
+    results = json.loads(folder.results.read_text())
+    assert {"before", "after", "difference"} <= set(results)
+    environment = json.loads(folder.environment.read_text())
+    assert environment["tasks"]["sha256"] != environment["eval_tasks"]["sha256"]
+    assert (folder.adapter / "README.md").read_text().startswith("---\n")
+
+
+def test_the_adapter_loads_in_peft_and_changes_the_logits(finished: tuple[RunFolder, Recipe], model_folder: Path):
+    folder, _ = finished
+    model = AutoPeftModelForCausalLM.from_pretrained(str(folder.adapter), dtype=torch.float32).eval()
+    ids = torch.tensor([[40, 41, 42]])
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+        base = tiny_llama()(input_ids=ids).logits
+    assert (adapted - base).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_killed_run_resumes_to_the_same_adapter_bit_for_bit(
+    finished: tuple[RunFolder, Recipe], tmp_path: Path, places: Places, step: int
+):
+    whole, chosen = finished
+    with pytest.raises(Killed):
+        train(chosen, tmp_path / "run", places, KillAt(step), judge=ByChecksum)
+    resumed = train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    expected = load_file(whole.adapter / "adapter_model.safetensors")
+    actual = load_file(resumed.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+    kept = [
+        {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_s")}
+        for record in read_journal(resumed.journal)
+    ]
+    wanted = [
+        {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_s")}
+        for record in read_journal(whole.journal)
+    ]
+    assert kept == wanted
+
+
+def test_a_run_never_overwrites_another(finished: tuple[RunFolder, Recipe], places: Places):
+    folder, chosen = finished
+    with pytest.raises(RunError, match=r"holds a run already; continue it with --resume, or give another --out"):
+        train(chosen, folder.root, places, Silent())
+
+
+def test_resume_without_a_run_says_so(model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places):
+    with pytest.raises(RunError, match="there is no checkpoint to resume from"):
+        train(recipe(model_folder, tasks_file), tmp_path / "none", places, Silent(), resume=True)
+
+
+def test_training_on_the_held_out_tasks_is_refused(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    leaking = recipe(model_folder, tasks_file, eval_tasks=str(tasks_file))
+    with pytest.raises(ConfigError, match=r"eval_tasks: .*shares 5 tasks"):
+        train(leaking, tmp_path / "run", places, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_saved_state(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    wild = recipe(
+        model_folder, tasks_file, optimizer={"learning_rate": 0.9, "max_grad_norm": 1e9, "warmup_steps": 0},
+        reward={"passed": 1e38}, eval_tasks="", steps=8,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"step \d: the (loss|gradient norm) is .*no step was taken.*--resume"):
+        train(wild, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    assert RunFolder(tmp_path / "run").newest_checkpoint() is not None
+
+
+def test_validation_keeps_the_best_adapter_and_stops_early(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    watched = recipe(
+        model_folder, tasks_file, eval_tasks="", steps=6,
+        evaluation={"validation_tasks": f"{tasks_file}:test", "every": 1, "patience": 2},
+    )  # fmt: skip
+    folder = train(watched, tmp_path / "run", places, Silent(), judge=NeverPasses)
+    journal = read_journal(folder.journal)
+    # Nothing is ever solved: the first score is the best, two later ones are not better.
+    assert [record["validation_pass_rate"] for record in journal] == [0.0, 0.0, 0.0]
+    assert (folder.best_adapter / "adapter_model.safetensors").is_file()
+
+
+def test_a_torn_journal_line_is_dropped(tmp_path: Path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert read_journal(path) == [{"step": 0}, {"step": 1}]
+    folder = RunFolder(tmp_path)
+    folder.truncate_journal(1)
+    assert path.read_text() == '{"step": 0}\n'
+    path.write_text('{"ste\n{"step": 1}\n')
+    with pytest.raises(RunError, match=r"journal\.jsonl:1: not a JSON object"):
+        read_journal(path)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path):
+    def fails(into: Path) -> None:
+        (into / "half").write_text("x")
+        raise OSError
+
+    target = tmp_path / "step-00001"
+    write_folder(target, lambda into: (into / "whole").write_text("1") and None)
+    with pytest.raises(OSError):  # noqa: PT011
+        write_folder(target, fails)
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    for step in (2, 3):
+        write_folder(tmp_path / f"step-0000{step}", lambda into: None)
+    keep_last(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.glob("step-[0-9]*[0-9]")) == ["step-00002", "step-00003"]
+
+
+def test_a_resumed_run_keeps_its_recipe(finished: tuple[RunFolder, Recipe], places: Places):
+    folder, chosen = finished
+    other = chosen.model_copy(update={"beta": 0.5})
+    with pytest.raises(ConfigError, match=r"^beta: differs from .*recipe\.toml"):
+        train(other, folder.root, places, Silent(), resume=True)
+
+
+def test_the_real_judge_sits_at_the_end_of_the_line(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    folder = train(recipe(model_folder, tasks_file, steps=1, eval_tasks=""), tmp_path / "run", places, Silent())
+    (record,) = read_journal(folder.journal)
+    assert record["pass_rate"] == 0
+    assert set(record["outcomes"]) <= {"error", "failed"}
+    assert record["sandbox_level"] == "process"
