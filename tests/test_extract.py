@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from greenloop.prompt.extract import (
+    answered,
     extract_code,
     find_fences,
     first_fenced_block,
@@ -413,3 +414,20 @@ def test_reachable_of_source_without_the_entry_point_keeps_only_imports():
     assert reachable_program("import os\ndef g():\n    return 1", "f") == "import os"
     assert reachable_program("x = 1", "f") is None
     assert reachable_program("def f(:", "f") is None
+
+
+@given(texts, texts)
+@example("", "```python\ndef add(a, b):\n    return 0\n```\n")
+@settings(max_examples=400, deadline=None)
+def test_what_follows_a_whole_answer_cannot_change_its_program(before, after):
+    whole = f"{before}\n```python\n{ADD}```\n"
+    if answered(whole, "add"):
+        assert extract_code(whole + after, "add") == extract_code(whole, "add")
+
+
+def test_an_answer_is_whole_only_when_its_block_is_closed_parses_and_defines_the_function():
+    assert answered(f"```python\n{ADD}```\n", "add")
+    assert not answered(f"```python\n{ADD}", "add")
+    assert not answered(f"```python\n{ADD}```\n", "other")
+    assert not answered("```python\ndef add(a, b:\n```\n", "add")
+    assert not answered("Here it is:\n```\n", "add")

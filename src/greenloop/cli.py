@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,7 +66,8 @@ def train(
         ("card", finished.adapter / "README.md"),
         ("results", finished.results),
     ):
-        console.print(f"{name:<8} {path}", highlight=False, soft_wrap=True)
+        if path.exists():
+            console.print(f"{name:<8} {path}", highlight=False, soft_wrap=True)
     console.print(
         f'try it   greenloop generate {finished.adapter} "Write a function that ..."', highlight=False, soft_wrap=True
     )
@@ -94,7 +96,7 @@ def evaluate(
     from rich.console import Console
 
     from greenloop.evaluate import EvaluationSettings
-    from greenloop.evaluating import evaluate_model
+    from greenloop.commands import evaluate_model
     from greenloop.progress import ConsoleReporter
 
     settings = EvaluationSettings(
@@ -170,7 +172,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Ask a model for a program; prints its answer."""
-    from greenloop.evaluating import answer
+    from greenloop.commands import answer
 
     text = answer(
         model,
@@ -257,6 +259,8 @@ def list_keys() -> None:
 
 def main() -> None:
     """Entry point of the `greenloop` command."""
+    # peft 0.21 asks transformers 5.23 for an attribute under its old name; nothing that a user could do about it.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         app()
     except GreenloopError as error:

@@ -22,9 +22,9 @@ from greenloop.deck import Deck
 from greenloop.engine.build import make_engine
 from greenloop.engine.generate import Generator
 from greenloop.engine.sampler import Sampling
+from greenloop.environment import about_tasks, describe, machine
 from greenloop.errors import ConfigError, RunError, SandboxError, TrainingError
 from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
-from greenloop.evaluating import describe, machine
 from greenloop.learn import checkpoint
 from greenloop.learn.checkpoint import Progress
 from greenloop.learn.improve import Improver, TokenGroup, Update
@@ -401,16 +401,11 @@ def _update_record(update: Update) -> dict[str, Any]:
 
 
 def _environment(recipe: Recipe, loaded: LoadedModel, tasks: TaskSet, held_out: TaskSet | None) -> dict[str, Any]:
-    def about(task_set: TaskSet | None) -> dict[str, str] | None:
-        if task_set is None:
-            return None
-        return {name: getattr(task_set, name) for name in ("spec", "sha256", "source", "hub_id", "licence")}
-
     return {
         **machine(loaded),
         "model": {**describe(loaded), "spec": recipe.model},
-        "tasks": about(tasks),
-        "eval_tasks": about(held_out),
+        "tasks": about_tasks(tasks),
+        "eval_tasks": about_tasks(held_out),
         "sandbox_level": LEVEL,
         "seed": recipe.seed,
         "command": sys.argv[1:],

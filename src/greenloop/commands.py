@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from greenloop import __version__, tuning
+from greenloop import tuning
 from greenloop.engine.build import make_engine
 from greenloop.engine.generate import Request
 from greenloop.engine.sampler import Sampling
+from greenloop.environment import describe, machine
 from greenloop.errors import ConfigError
 from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
 from greenloop.models import resolve
 from greenloop.models.check import check
-from greenloop.models.load import LoadedModel, load_model
+from greenloop.models.load import load_model
 from greenloop.progress import Reporter
 from greenloop.prompt import get_protocol, render
 from greenloop.results import evaluation_lines, evaluation_record, write_evaluation
@@ -102,29 +101,3 @@ def answer(
     wanted = Request(token_ids=prompt.token_ids, samples=1, seed=seed, stop=prompt.stop)
     (completion,) = engine.generate([wanted], sampling)
     return completion.text
-
-
-def describe(loaded: LoadedModel) -> dict[str, str]:
-    """What a results file says of the model."""
-    source = loaded.source
-    return {
-        "spec": source.spec,
-        "base_name": source.weights.base_name,
-        "weights_sha256": loaded.weights_sha256,
-        "licence": source.weights.licence,
-        "upstream": source.weights.upstream,
-    }
-
-
-def machine(loaded: LoadedModel) -> dict[str, Any]:
-    """Versions and hardware, as `environment.json` names them."""
-    return {
-        "greenloop": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft")},
-        "platform": platform.platform(),
-        "cpu": tuning.cpu_name(),
-        "cores": tuning.cores(),
-        "device": str(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-    }
