@@ -2,8 +2,8 @@
 
     python scripts/seeds.py --recipe starter --out runs/seeds 0 1 2
 
-Each seed is one `greenloop train` from nothing, then `greenloop eval` of base and adapter on MBPP validation (greedy; needs
-GREENLOOP_DATA_DIR or the hub). A run that is finished already is only read.
+Each seed is one `greenloop train` from nothing; `--mbpp` adds `greenloop eval` of base and adapter on MBPP validation
+(greedy; needs GREENLOOP_DATA_DIR or the hub). A run that is finished already is only read.
 """
 
 import argparse

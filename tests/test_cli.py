@@ -27,7 +27,7 @@ def samples(tmp_path: Path) -> Path:
     path = tmp_path / "samples.jsonl"
     rows = [
         {"task_id": "starter/numbers/absolute_value", "solution": "def absolute_value(n):\n    return abs(n)\n"},
-        {"task_id": "starter/numbers/absolute_value", "completion": "```python\ndef absolute_value(n):\n    return n\n```"},
+        {"task_id": "starter/numbers/absolute_value", "completion": "```py\ndef absolute_value(n):\n    return n\n```"},
         {"task_id": "starter/numbers/absolute_value", "completion": "I do not know."},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -52,7 +52,8 @@ def test_help_and_score_import_no_torch(samples: Path):
     )
     for arguments in (["--help"], ["score", "--tasks", "starter", "--samples", str(samples)]):
         code = watch.format(arguments=arguments)
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
         assert result.returncode == 0, result.stderr
 
 

@@ -1,8 +1,7 @@
-"""The whole line on a tiny random model: files, resume after a kill, faults. Real sandbox, real engine, real updates."""
+"""The whole line on a tiny random model: files, resume after a kill, faults. Real engine, real updates."""
 
 import json
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from conftest import tiny_llama
 from greenloop.errors import ConfigError, RunError, TrainingError
 from greenloop.progress import Silent
 from greenloop.recipe import Recipe, validated
-from greenloop.run_folder import RunFolder, keep_last, read_journal, write_folder
+from greenloop.run_folder import RunFolder, complete_checkpoints, keep_last, read_journal, write_folder
 from greenloop.sandbox import Limits
 from greenloop.train import Places, train
 from greenloop.types import Outcome, Task, Verdict
@@ -88,15 +87,20 @@ class ByChecksum:
         pass
 
     def submit(self, task: Task, program: str | None) -> "Future[Verdict]":
-        assert program is not None
-        passed = zlib.crc32(program.encode()) % 3 == 0
+        passed = zlib.crc32((program or "").encode()) % 3 == 0
         future: Future[Verdict] = Future()
         future.set_result(
             Verdict(
                 outcome=Outcome.PASSED if passed else Outcome.FAILED,
-                tests_passed=3 * passed, tests_total=3, hidden_passed=passed, hidden_total=1, ran=True, cpu_s=0, wall_s=0,
+                tests_passed=3 * passed,
+                tests_total=3,
+                hidden_passed=passed,
+                hidden_total=1,
+                ran=True,
+                cpu_s=0,
+                wall_s=0,
             )
-        )  # fmt: skip
+        )
         return future
 
 
@@ -128,17 +132,17 @@ class KillAt(Silent):
 @pytest.fixture(scope="module")
 def finished(
     model_folder: Path, tasks_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunFolder, Recipe]]:
+) -> tuple[RunFolder, Recipe]:
     chosen = recipe(model_folder, tasks_file)
     root = tmp_path_factory.mktemp("runs")
-    yield (
+    return (
         train(chosen, root / "whole", Places(cache_dir=root / "cache", data_dir=None), Silent(), judge=ByChecksum),
         chosen,
     )
 
 
 def test_a_run_leaves_every_file_that_it_promises(finished: tuple[RunFolder, Recipe]):
-    folder, chosen = finished
+    folder, _ = finished
     journal = read_journal(folder.journal)
     assert [record["step"] for record in journal] == [0, 1, 2, 3]
     for record in journal:
@@ -218,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_a_saved_state(
         model_folder, tasks_file, optimizer={"learning_rate": 0.9, "max_grad_norm": 1e9, "warmup_steps": 0},
         reward={"passed": 1e38}, eval_tasks="", steps=8,
     )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"step \d: the (loss|gradient norm) is .*no step was taken.*--resume"):
+    with pytest.raises(TrainingError, match=r"step \d: the (loss|gradient norm) is .*no step was taken.*start again"):
         train(wild, tmp_path / "run", places, Silent(), judge=ByChecksum)
     assert RunFolder(tmp_path / "run").newest_checkpoint() is not None
 
@@ -262,7 +266,29 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path):
     for step in (2, 3):
         write_folder(tmp_path / f"step-0000{step}", lambda into: None)
     keep_last(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.glob("step-[0-9]*[0-9]")) == ["step-00002", "step-00003"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00002", "step-00003"]
+
+
+def test_what_a_killed_save_left_is_no_checkpoint(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    for name in ("step-00001", "step-00002.partial", "step-00001.old"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    assert folder.newest_checkpoint() == folder.checkpoints / "step-00001"
+    keep_last(folder.checkpoints, 1)
+    assert (folder.checkpoints / "step-00001").is_dir()
+
+
+@pytest.mark.parametrize("refill", [0, 2])
+def test_refill_replaces_dead_groups_and_the_journal_counts_what_was_drawn(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, refill: int
+):
+    chosen = recipe(model_folder, tasks_file, eval_tasks="", beta=0.0, steps=8, rloo={"refill": refill})
+    folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    journal = read_journal(folder.journal)
+    dead = sum(record["dead_groups"] for record in journal)
+    assert dead > 0
+    assert all(sum(record["outcomes"].values()) == 6 + 3 * min(refill, record["dead_groups"]) for record in journal)
+    assert (sum(record["refilled"] for record in journal) > 0) == (refill > 0)
 
 
 def test_a_resumed_run_keeps_its_recipe(finished: tuple[RunFolder, Recipe], places: Places):

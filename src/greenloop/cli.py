@@ -60,7 +60,15 @@ def train(
 
     console = Console()
     places = Places(cache_dir=_cache_dir(), data_dir=_data_dir())
-    finished = run(chosen, folder, places, ConsoleReporter(console), resume=resume)
+    reporter = ConsoleReporter(console)
+    try:
+        finished = run(chosen, folder, places, reporter, resume=resume)
+    except KeyboardInterrupt:
+        reporter.end()
+        typer.echo(f"greenloop: interrupted; continue with: greenloop train --out {folder} --resume", err=True)
+        raise typer.Exit(130) from None
+    finally:
+        reporter.end()
     for name, path in (
         ("adapter", finished.adapter),
         ("card", finished.adapter / "README.md"),
@@ -77,26 +85,26 @@ def train(
 def evaluate(
     model: ModelSpec,
     tasks: TaskSpec = "starter:test",
-    samples: Annotated[int, typer.Option(help="Samples a task besides the greedy answer.")] = 0,
-    temperature: Annotated[float, typer.Option(help="Of the samples.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Nucleus; 1 is off.")] = 1.0,
+    samples: Annotated[int, typer.Option(min=0, help="Samples a task besides the greedy answer.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the samples.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1.0, help="Nucleus; 1 is off.")] = 1.0,
     k: Annotated[str, typer.Option(help="Which pass@k, e.g. 1,10.")] = "1",
     protocol: Annotated[str, typer.Option(help="Prompt protocol.")] = "train",
-    shown: Annotated[Optional[int], typer.Option(help="Show only the first n tests.")] = None,  # noqa: UP045
+    shown: Annotated[Optional[int], typer.Option(min=0, help="Show only the first n tests.")] = None,  # noqa: UP045
     greedy: Annotated[bool, typer.Option(help="Also one greedy answer a task.")] = True,
-    limit: Annotated[int, typer.Option(help="Only the first n tasks; 0 takes all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longer answers are truncated.")] = 256,
+    limit: Annotated[int, typer.Option(min=0, help="Only the first n tasks; 0 takes all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are truncated.")] = 256,
     seed: Annotated[int, typer.Option(help="Root of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    rows: Annotated[int, typer.Option(help="Answers decoded at a time.")] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 64,
     out: Annotated[Optional[Path], typer.Option(help="Folder; default runs/eval-MODEL-TASKS.")] = None,  # noqa: UP045
 ) -> None:
     """Score a model: greedy and sampled pass@k with 95 % intervals."""
     from rich.console import Console
 
-    from greenloop.evaluate import EvaluationSettings
     from greenloop.commands import evaluate_model
+    from greenloop.evaluate import EvaluationSettings
     from greenloop.progress import ConsoleReporter
 
     settings = EvaluationSettings(
@@ -140,7 +148,7 @@ def score(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.jsonl", help="Verdicts; default stdout.")] = None,
     cpu_s: Annotated[float, typer.Option(help="CPU seconds a program.")] = 3.0,
     memory_mib: Annotated[int, typer.Option(help="Memory a program.")] = 512,
-    workers: Annotated[int, typer.Option(help="Programs at a time; 0 takes one a core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Programs at a time; 0 takes one a core.")] = 0,
 ) -> None:
     """Judge ready-made completions."""
     from greenloop.sandbox import NOTICE, Limits
@@ -165,8 +173,8 @@ def score(
 def generate(
     model: ModelSpec,
     request: Annotated[str, typer.Argument(metavar="TASK", help="The task in words.")],
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longer answers are truncated.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are truncated.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -266,9 +274,6 @@ def main() -> None:
     except GreenloopError as error:
         typer.echo(f"greenloop: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        typer.echo("greenloop: interrupted; a training run continues from its last checkpoint with --resume", err=True)
-        sys.exit(130)
 
 
 def _cache_dir() -> Path:

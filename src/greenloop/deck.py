@@ -29,7 +29,8 @@ class Deck:
 
     def extra(self, step: int, count: int, taken: Sequence[Task]) -> list[Task]:
         """Up to `count` tasks to replace dead groups, none of those taken."""
-        left = [task for task in self.tasks if task not in taken]
+        ids = {task.task_id for task in taken}
+        left = [task for task in self.tasks if task.task_id not in ids]
         return random.Random(seed_for(self.seed, "refill", step)).sample(left, min(count, len(left)))
 
     def _order(self, epoch: int) -> list[int]:

@@ -6,7 +6,6 @@ log file) each step is one plain line.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -56,15 +55,13 @@ class ConsoleReporter:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.bar: Progress | None = None
-        self.phase, self.total, self.done, self.started = "", 0, 0, 0.0
 
     def say(self, text: str) -> None:
         """See `Reporter`."""
-        (self.bar.console if self.bar else self.console).print(text, highlight=False, soft_wrap=True)
+        (self.bar.console if self.bar else self.console).print(text, highlight=False, soft_wrap=True, markup=False)
 
     def begin(self, phase: str, total: int) -> None:
         """See `Reporter`."""
-        self.phase, self.total, self.done, self.started = phase, total, 0, time.monotonic()
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("{task.description}"),
@@ -84,7 +81,6 @@ class ConsoleReporter:
 
     def advance(self, note: str = "") -> None:
         """See `Reporter`."""
-        self.done += 1
         if self.bar:
             self.bar.update(self.bar.task_ids[0], advance=1, note=note)
 
@@ -93,10 +89,6 @@ class ConsoleReporter:
         if self.bar:
             self.bar.stop()
             self.bar = None
-
-    def left_s(self) -> float:
-        """Seconds that the phase still needs at its present pace."""
-        return (time.monotonic() - self.started) / max(self.done, 1) * (self.total - self.done)
 
 
 def step_line(record: Mapping[str, Any], steps: int) -> str:

@@ -14,18 +14,20 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from greenloop.errors import ConfigError
 
-Count = Field(ge=1)
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class PromptSection(_Section):
@@ -83,7 +85,7 @@ class OptimizerSection(_Section):
 
     learning_rate: float = Field(1e-4, gt=0, lt=1)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's moments."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
@@ -228,6 +230,8 @@ class Recipe(_Section):
             )
         if self.evaluation.every and not self.evaluation.validation_tasks:
             raise ValueError("evaluation.every needs evaluation.validation_tasks")
+        if not self.evaluation.samples and not self.evaluation.greedy:
+            raise ValueError("evaluation: samples = 0 and greedy = false leave nothing to score")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError("evaluation.patience needs evaluation.every")
         if self.rloo.mask_truncated and self.beta:
@@ -285,16 +289,18 @@ def _described(model: type[BaseModel], prefix: str) -> Iterable[str]:
 
 def _read(name_or_path: str) -> dict[str, Any]:
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
-        if not path.is_file():
-            raise ConfigError(f"{name_or_path}: no such recipe file; give a TOML file or one of {_known()}")
-        text = path.read_text(encoding="utf-8")
-    elif name_or_path in shipped_recipes():
-        text = (resources.files("greenloop") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(f"{name_or_path}: no recipe of this name; shipped are {_known()}, or give a .toml file")
     try:
+        if name_or_path in shipped_recipes():
+            text = (resources.files("greenloop") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        elif path.suffix == ".toml" or path.is_file():
+            text = path.read_text(encoding="utf-8")
+        else:
+            raise ConfigError(f"{name_or_path}: no recipe of this name; shipped are {_known()}, or give a .toml file")
         return tomllib.loads(text)
+    except OSError:
+        raise ConfigError(f"{name_or_path}: no such recipe file; give a TOML file or one of {_known()}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name_or_path}: not UTF-8 text; save the recipe as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name_or_path}: not valid TOML: {error}") from None
 

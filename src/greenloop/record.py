@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from greenloop.rewards import is_dead
-from greenloop.types import Finish, Group, Outcome
+from greenloop.types import Finish, Group, Outcome, Verdict
 
 
 class Clock:
@@ -32,31 +32,46 @@ class Clock:
         return time.perf_counter() - self.started
 
 
-def rollout_record(groups: Sequence[Group], rewards: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The part of the record that the rollouts decide. Rates are over judged completions, 0..1."""
-    verdicts = [verdict for group in groups for verdict in group.verdicts]
-    completions = [completion for group in groups for completion in group.completions]
+def rollout_record(
+    drawn: Sequence[Group], extra: Sequence[Group], rewards: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    """The part of the record that the rollouts decide. Rates are over judged completions, 0..1.
+
+    Args:
+        drawn: the step's P groups; pass rate, rewards and dead groups are theirs alone.
+        extra: groups sampled to replace dead ones; they count for outcomes and tokens.
+        rewards: [P][K] of `drawn`, NaN where unjudged.
+    """
+    verdicts = [verdict for group in drawn for verdict in group.verdicts]
     judged = [verdict for verdict in verdicts if verdict.outcome is not Outcome.HARNESS]
     known = [reward for row in rewards for reward in row if not math.isnan(reward)]
+    everything = [*drawn, *extra]
+    completions = [completion for group in everything for completion in group.completions]
     lengths = [len(completion.token_ids) for completion in completions]
-    counts = Counter(verdict.outcome for verdict in verdicts)
-    passed = rate([verdict.outcome is Outcome.PASSED for verdict in judged])
-    shown = rate([verdict.shown_passed == verdict.shown_total for verdict in judged])
+    counts = Counter(verdict.outcome for group in everything for verdict in group.verdicts)
     return {
-        "tasks": [group.prompt.task.task_id for group in groups],
-        "pass_rate": passed,
+        "tasks": [group.prompt.task.task_id for group in drawn],
+        "pass_rate": rate([verdict.outcome is Outcome.PASSED for verdict in judged]),
         "reward": fmean(known) if known else None,
         "outcomes": {outcome.value: counts[outcome] for outcome in Outcome if counts[outcome]},
         "ran": rate([verdict.ran for verdict in judged]),
-        "well_formed": rate([formed for group in groups for formed in group.well_formed]),
-        "shown_hidden_gap": None if passed is None or shown is None else shown - passed,
-        "dead_groups": sum(map(is_dead, groups)),
+        "well_formed": rate([formed for group in drawn for formed in group.well_formed]),
+        "shown_hidden_gap": _gap(judged),
+        "dead_groups": sum(map(is_dead, drawn)),
         "truncated": rate([completion.finish is Finish.LENGTH for completion in completions]),
         "tokens": sum(lengths),
-        "prompt_tokens": sum(len(group.prompt.token_ids) for group in groups),
+        "prompt_tokens": sum(len(group.prompt.token_ids) for group in everything),
         "length_mean": fmean(lengths),
         "length_max": max(lengths),
     }
+
+
+def _gap(judged: Sequence[Verdict]) -> float | None:
+    """Share that passes all shown tests less the share that passes all; None where nothing is shown or hidden."""
+    both = [verdict for verdict in judged if verdict.shown_total and verdict.hidden_total]
+    shown = rate([verdict.shown_passed == verdict.shown_total for verdict in both])
+    passed = rate([verdict.outcome is Outcome.PASSED for verdict in both])
+    return None if shown is None or passed is None else shown - passed
 
 
 def rate(flags: Sequence[bool]) -> float | None:

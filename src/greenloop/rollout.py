@@ -35,17 +35,17 @@ def roll_out(
 ) -> list[Group]:
     """K judged completions of every prompt, in the order of the prompts.
 
-    Sample k of a task draws from (seed, task id, k) alone.
+    Sample k of a task draws from (seed, task id, turn, k) alone; a task that stands twice has turns 0 and 1.
     """
     requests = [
         Request(
             token_ids=prompt.token_ids,
             samples=samples,
-            seed=seed_for(seed, prompt.task.task_id),
+            seed=seed_for(seed, prompt.task.task_id, turn),
             stop=prompt.stop,
             ends=protocol.ends(prompt.task),
         )
-        for prompt in prompts
+        for prompt, turn in zip(prompts, _turns(prompts), strict=True)
     ]
     pending: list[list[_Pending]] = [[] for _ in prompts]
     for completion in generator.generate(requests, sampling):
@@ -53,6 +53,12 @@ def roll_out(
         program = protocol.extract(completion.text, task)
         pending[completion.group].append(_Pending(completion, program, verifier.submit(task, program)))
     return [_group(prompt, members) for prompt, members in zip(prompts, pending, strict=True)]
+
+
+def _turns(prompts: Sequence[Prompt]) -> list[int]:
+    """How often each prompt's task stood before it."""
+    ids = [prompt.task.task_id for prompt in prompts]
+    return [ids[:index].count(task_id) for index, task_id in enumerate(ids)]
 
 
 def _group(prompt: Prompt, members: list[_Pending]) -> Group:

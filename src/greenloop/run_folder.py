@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any
 
 from greenloop.errors import RunError
 from greenloop.types import Group
+
+_CHECKPOINT = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class RunFolder:
         Raises:
             RunError: there is a run in it already, or it cannot be made.
         """
-        if self.recipe.exists():
+        if self.newest_checkpoint() is not None:
             raise RunError(f"{self.root}: holds a run already; continue it with --resume, or give another --out")
         try:
             (self.root / "rollouts").mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,7 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The last complete checkpoint, or None."""
-        complete = sorted(self.checkpoints.glob("step-[0-9]*")) if self.checkpoints.is_dir() else []
+        complete = complete_checkpoints(self.checkpoints)
         return complete[-1] if complete else None
 
     def truncate_journal(self, steps: int) -> None:
@@ -181,7 +184,14 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         os.replace(partial, path)
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in the order of their steps; what a killed run left half written is not among them."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name))
+
+
 def keep_last(folder: Path, count: int) -> None:
     """Remove all but the last `count` checkpoints."""
-    for old in sorted(folder.glob("step-[0-9]*"))[:-count]:
+    for old in complete_checkpoints(folder)[:-count]:
         shutil.rmtree(old)

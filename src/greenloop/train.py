@@ -47,6 +47,20 @@ from greenloop.tasks import load_tasks
 from greenloop.types import Finish, Group, Outcome, Prompt, TaskSet, Verifier
 
 _HARNESS_LIMIT = 0.01
+_GAP_ALARM_NATS = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sampled:
+    """What one step sampled."""
+
+    drawn: list[Group]
+    """P groups; pass rate and dead groups are counted on these."""
+    extra: list[Group]
+    """Groups sampled to replace dead ones."""
+    trained: list[Group]
+    """P groups: `drawn` with dead ones replaced by live extra ones."""
+    refilled: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,29 +186,32 @@ class Run:
         """One step of the line; its journal record."""
         clock = Clock()
         sampling = _training_sampling(self.recipe)
-        groups, refilled = self._groups(step, sampling)
+        sampled = self._groups(step, sampling)
         clock.lap("rollout")
-        rewards = reward_matrix(groups, self.recipe.reward)
-        update = self._improve(step, groups, rewards)
+        rewards = reward_matrix(sampled.trained, self.recipe.reward)
+        update = self._improve(step, sampled.trained, rewards)
         self.engine.refresh()
         clock.lap("update")
         self.progress = replace(self.progress, step=step + 1)
         validation = self._validate(step)
         clock.lap("validation")
-        self.folder.write_rollouts(step, groups, rewards, update.advantages.tolist())
+        self.folder.write_rollouts(step, sampled.trained, rewards, update.advantages.tolist())
         record = {
             "step": step,
-            **rollout_record(groups, rewards),
-            "refilled": refilled,
+            **rollout_record(sampled.drawn, sampled.extra, reward_matrix(sampled.drawn, self.recipe.reward)),
+            "refilled": sampled.refilled,
             **_update_record(update),
             "learning_rate": self.scheduler.get_last_lr()[0],
             "validation_pass_rate": validation,
             "sandbox_level": LEVEL,
         }
+        record = self._journal(record, clock, update)
+        # The record comes first: resuming drops the records of steps that are done again, it cannot invent one.
         if self.progress.step % self.recipe.checkpoint.every == 0 or self.progress.step == self.recipe.steps:
             self.save()
-        clock.lap("save")
-        return self._journal(record, clock, update)
+        self._warn_of_a_gap(record)
+        self._refuse_a_broken_judge(record)
+        return record
 
     def _journal(self, record: dict[str, Any], clock: Clock, update: Update) -> dict[str, Any]:
         seconds = {**clock.seconds, "reference": update.reference_s, "total": clock.total()}
@@ -205,24 +222,31 @@ class Run:
         }
         record = {**record, "seconds": seconds, "tokens_per_s": rates}
         self.folder.append(record)
-        self._refuse_a_broken_judge(record)
         return record
 
-    def _groups(self, step: int, sampling: Sampling) -> tuple[list[Group], int]:
-        """P judged groups, and how many of them replace dead ones."""
-        groups = self._roll_out(self.deck.draw(step, self.recipe.prompts), sampling, seed_for(self.recipe.seed, step))
-        dead = [index for index, group in enumerate(groups) if is_dead(group)]
+    def _warn_of_a_gap(self, record: dict[str, Any]) -> None:
+        gap = record["sampler_trainer_gap"]
+        if gap is not None and gap > _GAP_ALARM_NATS:
+            self.reporter.say(
+                f"warning: sampler and trainer disagree by {gap:.3f} nats a token (alarm at {_GAP_ALARM_NATS}); "
+                "the rollouts are not those of the policy that learns"
+            )
+
+    def _groups(self, step: int, sampling: Sampling) -> _Sampled:
+        """The step's groups as drawn, and as trained: dead ones replaced by live extra ones, within the budget."""
+        tasks = self.deck.draw(step, self.recipe.prompts)
+        drawn = self._roll_out(tasks, sampling, seed_for(self.recipe.seed, step))
+        dead = [index for index, group in enumerate(drawn) if is_dead(group)]
         budget = min(self.recipe.rloo.refill, len(dead))
-        if not budget:
-            return groups, 0
-        taken = [group.prompt.task for group in groups]
-        extra = self.deck.extra(step, budget, taken)
-        live = [
-            g for g in self._roll_out(extra, sampling, seed_for(self.recipe.seed, step, "refill")) if not is_dead(g)
-        ]
+        extra: list[Group] = []
+        if budget:
+            seed = seed_for(self.recipe.seed, step, "refill")
+            extra = self._roll_out(self.deck.extra(step, budget, tasks), sampling, seed)
+        trained = list(drawn)
+        live = [group for group in extra if not is_dead(group)]
         for index, group in zip(dead, live, strict=False):
-            groups[index] = group
-        return groups, len(live)
+            trained[index] = group
+        return _Sampled(drawn=drawn, extra=extra, trained=trained, refilled=len(live))
 
     def _roll_out(self, tasks: Sequence[Any], sampling: Sampling, seed: int) -> list[Group]:
         return roll_out(
@@ -245,7 +269,7 @@ class Run:
             self.save()
             raise TrainingError(
                 f"step {step + 1}: {error}; no step was taken with it. The state before it is in "
-                f"{self.folder.newest_checkpoint()}: lower optimizer.learning_rate or set dtype=float32, --resume"
+                f"{self.folder.newest_checkpoint()}; start again with a lower optimizer.learning_rate or dtype=float32"
             ) from None
 
     def _validate(self, step: int) -> float | None:
@@ -284,6 +308,8 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint and the adapter."""
         path = self.folder.checkpoints / f"step-{self.progress.step:05d}"
+        if path.exists():
+            return
         write_folder(
             path, lambda into: checkpoint.save(into, self.policy, self.optimizer, self.scheduler, self.progress)
         )
@@ -340,7 +366,7 @@ class Run:
             self.reporter.say(f"{when}: {line}")
 
 
-_FREE_ON_RESUME = {"steps", "evaluation", "checkpoint", "sandbox", "engine", "eval_tasks"}
+_FREE_ON_RESUME = {"steps", "checkpoint", "sandbox", "engine"}
 
 
 def _check_resumable(folder: RunFolder, recipe: Recipe) -> None:
@@ -349,6 +375,10 @@ def _check_resumable(folder: RunFolder, recipe: Recipe) -> None:
         raise RunError(f"{folder.root}: there is no checkpoint to resume from; start without --resume")
     before = load_recipe(str(folder.recipe)).model_dump()
     now = recipe.model_dump()
+    if recipe.optimizer.schedule != "constant" and now["steps"] != before["steps"]:
+        raise ConfigError(
+            f"steps: the {recipe.optimizer.schedule} schedule of {folder.recipe} ends with its steps; keep them"
+        )
     changed = sorted(key for key in now if key not in _FREE_ON_RESUME and now[key] != before[key])
     if changed:
         raise ConfigError(f"{changed[0]}: differs from {folder.recipe}; a resumed run keeps it, or give another --out")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from greenloop.errors import RunError
@@ -31,7 +33,10 @@ def save(
     folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, scheduler: Scheduler, progress: Progress
 ) -> None:
     """Write the state into an existing folder."""
-    weights = {name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(policy.model).items()}
+    weights = {
+        name: tensor.contiguous().cpu()
+        for name, tensor in get_peft_model_state_dict(policy.model, save_embedding_layers=False).items()
+    }
     save_file(weights, folder / "adapter.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, folder / "optimizer.pt")
     (folder / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -45,11 +50,20 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, schedul
     """
     try:
         set_peft_model_state_dict(policy.model, load_file(folder / "adapter.safetensors"))
-        state = torch.load(folder / "optimizer.pt", map_location=policy.device, weights_only=True)
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         return Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"{folder}: not a checkpoint of this recipe ({reason}); remove it to resume from an older one"

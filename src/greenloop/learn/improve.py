@@ -120,7 +120,7 @@ class Improver:
             self._first_pass(group, p, rewards, advantages, behaviour, fresh, tally) for p, group in enumerate(groups)
         )
         steps, norm = 0, 0.0
-        if advantages.any():
+        if tally.rows:
             norm, steps = self._step(loss), 1
             old = fresh if behaviour is None else behaviour
             for _ in range(self.rloo.passes - 1):
@@ -210,7 +210,7 @@ class Improver:
     def _backward(self, sums: Tensor, old: Tensor, advantages: Tensor, count: int, tally: _Tally) -> float:
         loss = sequence_losses(sums, old, advantages, **self.clip).sum() / count
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {float(loss)}")
+            raise TrainingError(f"the loss is {float(loss.detach())}")
         tally.rows += int(advantages.count_nonzero())
         tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
         loss.backward()

@@ -54,8 +54,11 @@ class _ChunkedLogProb(torch.autograd.Function):
             probabilities = torch.exp(scores - total[:, None])
             entropy[rows] = total - torch.linalg.vecdot(probabilities, scores)
             if slope is not None:
-                expected = probabilities.to(head.dtype) @ head
-                slope[rows] = (head[labels[rows]] - expected) / temperature
+                # p - 1 at the label in float32: a confident token's slope would drown in the rounding of p otherwise.
+                probabilities.scatter_add_(
+                    1, labels[rows, None], probabilities.new_full((1, 1), -1.0).expand(len(scores), 1)
+                )
+                slope[rows] = (probabilities.to(head.dtype) @ head) / -temperature
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy

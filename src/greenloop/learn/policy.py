@@ -48,7 +48,7 @@ def adapt(model: Any, lora: LoraSection, seed: int, base_name: str) -> PeftModel
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, "lora"))
         try:
             policy = get_peft_model(model, config)
@@ -94,7 +94,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's own format."""
-        self.model.save_pretrained(str(folder))
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def _hidden(self, pack: Pack) -> Tensor:
         """[N, d] hidden states after the final norm."""

@@ -66,7 +66,9 @@ def normalized(advantages: Tensor, rewards: Tensor) -> Tensor:
     judged = ~rewards.isnan()
     scorable = judged & (judged.sum(dim=1, keepdim=True) > 1)
     known = advantages[scorable]
-    return torch.where(scorable, (advantages - known.mean()) / (known.std() + 1e-4), 0.0)
+    scaled = (advantages - known.mean()) / (known.std() + 1e-4)
+    # The mean is 0 but for rounding: a group without signal must not get one from it.
+    return torch.where(scorable & (advantages != 0), scaled, 0.0)
 
 
 def sequence_losses(
