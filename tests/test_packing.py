@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import with_adapter
+from greenloop.learn.logprob import score
 from greenloop.learn.packing import Pack, pack, pack_group
 from greenloop.learn.policy import Policy
 
@@ -86,3 +87,20 @@ def test_a_pack_counts_no_input_for_a_last_token():
     one = pack(PROMPT, COMPLETIONS, [0, 1, 2, 3])
     assert len(one.token_ids) == len(PROMPT) + 4 + 0 + 1 + 7
     assert one.labels.tolist() == [token for completion in COMPLETIONS for token in completion]
+
+
+def test_a_confident_tokens_slope_keeps_its_digits_in_bfloat16():
+    """Where p is close to 1 the slope is a small difference; rounding p first would leave noise of the head's own size."""
+    generator = torch.Generator().manual_seed(0)
+    head = torch.randn(50, 32, generator=generator)
+    hidden = 0.45 * head[:4]
+    labels = torch.arange(4)
+    slopes = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = hidden.clone().to(dtype).requires_grad_()
+        scored = score(leaf, head.to(dtype), labels, 1.0)
+        assert scored.logprobs.exp().min() > 0.9
+        scored.logprobs.sum().backward()
+        slopes.append(leaf.grad.float())
+    for exact, rounded in zip(*slopes, strict=True):
+        assert (rounded - exact).norm() / exact.norm() < 0.1

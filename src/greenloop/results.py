@@ -8,7 +8,6 @@ not at all; `results.json` comes last, so that a folder that has one is complete
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from greenloop.errors import RunError
 from greenloop.evaluate import Evaluation
 from greenloop.exports import EVALPLUS_SETS, HUMAN_EVAL_SETS, evalplus_line, human_eval_line
+from greenloop.files import write_atomically
 from greenloop.statistics import Estimate
 from greenloop.summary import Answer, Mode, Summary
 
@@ -229,19 +229,3 @@ def percent(estimate: Estimate) -> str:
 def json_text(value: object) -> str:
     """JSON as it stands in our files: indented, one line end at the end, no NaN."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write all of `text` or nothing.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

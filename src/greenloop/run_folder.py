@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from greenloop.errors import RunError
+from greenloop.files import write_atomically
 from greenloop.types import Group
 
 _CHECKPOINT = re.compile(r"step-\d+")
@@ -90,7 +91,7 @@ class RunFolder:
     def truncate_journal(self, steps: int) -> None:
         """Drop the records of steps from `steps` on, and a torn last line: a resumed run writes them again."""
         kept = [record for record in read_journal(self.journal) if record["step"] < steps]
-        write_text(self.journal, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.journal, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a step to the journal."""
@@ -159,13 +160,6 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise RunError(f"{path}:{number}: not a JSON object; the journal was changed by hand") from None
     return records
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

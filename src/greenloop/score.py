@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import dedent, indent
 
 from greenloop.errors import RunError
+from greenloop.files import write_atomically
 from greenloop.sandbox import Limits, ProcessVerifier
 from greenloop.types import Outcome, Task, TaskSet, Verdict
 
@@ -74,7 +75,7 @@ def score(
         verdicts = tuple(future.result() for future in futures)
     scores = Scores(task_ids=tuple(sample.task.task_id for sample in samples), verdicts=verdicts)
     if out_path is not None:
-        write_lines(out_path, scores.lines)
+        write_atomically(out_path, "".join(f"{line}\n" for line in scores.lines))
     return scores
 
 
@@ -220,15 +221,3 @@ def check_output(out_path: Path, samples_path: Path) -> None:
         raise RunError(f"{out_path} cannot be written: name a file in a folder that exists")
     if out_path.exists() and samples_path.exists() and out_path.samefile(samples_path):
         raise RunError(f"{out_path} is the samples file: name another file for the verdicts")
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write all lines or nothing."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

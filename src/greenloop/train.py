@@ -25,6 +25,7 @@ from greenloop.engine.sampler import Sampling
 from greenloop.environment import about_tasks, describe, machine
 from greenloop.errors import ConfigError, RunError, SandboxError, TrainingError
 from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
+from greenloop.files import write_atomically
 from greenloop.learn import checkpoint
 from greenloop.learn.checkpoint import Progress
 from greenloop.learn.improve import Improver, TokenGroup, Update
@@ -40,7 +41,7 @@ from greenloop.record import Clock, number, rate, rollout_record
 from greenloop.results import evaluation_lines, evaluation_record, json_text, read_record, write_evaluation
 from greenloop.rewards import is_dead, reward_matrix
 from greenloop.rollout import roll_out
-from greenloop.run_folder import RunFolder, keep_last, write_folder, write_text
+from greenloop.run_folder import RunFolder, keep_last, write_folder
 from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
 from greenloop.seeding import seed_for
 from greenloop.tasks import load_tasks
@@ -113,8 +114,8 @@ def train(
     with judge(limits, recipe.sandbox.workers or None) as verifier:
         reporter.say(f"sandbox: level {LEVEL}. {NOTICE}")
         loaded = load_model(source, dtype=recipe.dtype, device=recipe.device)
-        write_text(folder.recipe, to_toml(recipe))
-        write_text(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out)))
+        write_atomically(folder.recipe, to_toml(recipe))
+        write_atomically(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out)))
         run = Run(recipe, folder, loaded, tasks, held_out, verifier, reporter, places)
         run.resume() if resume else run.save()
         run.before()
@@ -348,7 +349,9 @@ class Run:
             self._evaluate("after", self.held_out)
             before, after = (read_record(self.folder.evaluation(when) / "results.json") for when in ("before", "after"))
             difference = comparison_record(compare_records(before, after))
-            write_text(self.folder.results, json_text({"before": before, "after": after, "difference": difference}))
+            write_atomically(
+                self.folder.results, json_text({"before": before, "after": after, "difference": difference})
+            )
         write_card(self.folder.root)
 
     def _evaluate(self, when: str, held_out: TaskSet) -> None:

@@ -12,9 +12,9 @@ from greenloop.card.metadata import metadata
 from greenloop.card.run import RunFacts, read_run
 from greenloop.card.sections import limits, results, task_link, training, versions
 from greenloop.card.text import CHAT_QUICK_START, CITATIONS, EXAMPLE, PLAIN_QUICK_START
+from greenloop.files import write_atomically
 from greenloop.prompt import get_protocol
 from greenloop.recipe import Recipe
-from greenloop.results import write_atomically
 
 
 def write_card(run_dir: Path, *, hub_id: str = "") -> Path:
