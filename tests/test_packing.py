@@ -90,7 +90,7 @@ def test_a_pack_counts_no_input_for_a_last_token():
 
 
 def test_a_confident_tokens_slope_keeps_its_digits_in_bfloat16():
-    """Where p is close to 1 the slope is a small difference; rounding p first would leave noise of the head's own size."""
+    """Where p is close to 1 the slope is a small difference; rounding p first would leave noise alone."""
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(50, 32, generator=generator)
     hidden = 0.45 * head[:4]
