@@ -7,7 +7,18 @@ import pytest
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from greenloop.learn.policy import adapt
 from greenloop.recipe import LoraSection
@@ -73,8 +84,26 @@ def tiny_qwen2() -> Qwen2ForCausalLM:
         return model
 
 
-@pytest.fixture(params=[tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])
-def tiny_model(request: pytest.FixtureRequest) -> LlamaForCausalLM | Qwen2ForCausalLM:
+def tiny_qwen3() -> Qwen3ForCausalLM:
+    """Random float32 Qwen3: norms on queries and keys, a head width of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=True)).eval()
+        for layer in model.model.layers:
+            for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
+                torch.nn.init.normal_(norm.weight, mean=1.0, std=0.3)
+        return model
+
+
+def tiny_mistral() -> MistralForCausalLM:
+    """Random float32 Mistral with full attention."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None, tie_word_embeddings=False)).eval()
+
+
+@pytest.fixture(params=[tiny_llama, tiny_qwen2, tiny_qwen3, tiny_mistral], ids=["llama", "qwen2", "qwen3", "mistral"])
+def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A fresh tiny model of each family."""
     return request.param()
 

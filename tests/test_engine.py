@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from conftest import ByteText, with_adapter
+from greenloop.decoder import Decoder
 from greenloop.engine.build import make_engine
+from greenloop.engine.cache import KVCache
 from greenloop.engine.fallback import TransformersEngine
-from greenloop.engine.generate import Engine, Request
-from greenloop.engine.sampler import Sampling
+from greenloop.engine.generate import CACHE_BYTES, MOST_ROWS, Engine, affordable_rows
+from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
@@ -42,7 +44,7 @@ def test_greedy_tokens_equal_transformers_generate(tiny_model):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, eos_token_id=sorted(ENDS)
         )
         expected.append(tuple(output[0, len(prompt) :].tolist()))
-    engine = Engine(tiny_model, Stopper(ByteText(), ENDS), rows=3)
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=3)
     found = completions(engine, requests(1), Sampling(temperature=0, max_new_tokens=24))
     assert [found[index, 0].token_ids for index in range(len(PROMPTS))] == expected
 
@@ -51,40 +53,43 @@ def test_greedy_tokens_equal_transformers_generate(tiny_model):
 def test_samples_do_not_depend_on_how_many_decode_beside_them(tiny_model, rows: int):
     model = with_adapter(tiny_model)
     stopper = Stopper(ByteText(), ENDS)
-    together = completions(Engine(model, stopper, rows=64), requests())
-    assert tokens(completions(Engine(model, stopper, rows=rows), requests())) == tokens(together)
+    together = completions(Engine(Decoder(model), stopper, rows=64), requests())
+    assert tokens(completions(Engine(Decoder(model), stopper, rows=rows), requests())) == tokens(together)
     assert len({len(completion.token_ids) for completion in together.values()}) > 3
 
 
 def test_samples_do_not_depend_on_the_other_prompts(tiny_model):
-    engine = Engine(tiny_model, Stopper(ByteText(), ENDS), rows=8)
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=8)
     together = completions(engine, requests())
     alone = completions(engine, [requests()[2]])
     assert tokens(alone) == {(0, k): tokens(together)[2, k] for k in range(5)}
 
 
-def test_later_samples_of_a_prompt_continue_its_draws(tiny_model):
-    engine = Engine(tiny_model, Stopper(ByteText(), ENDS))
-    first = completions(engine, [Request(token_ids=PROMPTS[0], samples=6, seed=4)])
-    later = completions(engine, [Request(token_ids=PROMPTS[0], samples=2, seed=4, first_sample=4)])
-    assert tokens(later) == {key: value for key, value in tokens(first).items() if key[1] >= 4}
+def test_rows_follow_the_memory_that_they_need(tiny_model):
+    decoder = Decoder(tiny_model)
+    one = 2 * 3 * 2 * decoder.head_width * 4
+    assert KVCache.bytes_per_token(decoder) == one
+    long = Sampling(max_new_tokens=CACHE_BYTES // one // 10)
+    assert affordable_rows(decoder, requests(), long) == 9
+    assert affordable_rows(decoder, requests(), WARM) == MOST_ROWS
+    assert affordable_rows(decoder, requests(), Sampling(max_new_tokens=CACHE_BYTES)) == 1
 
 
 def test_sampler_logprobs_equal_the_trainers_with_a_nonzero_adapter(tiny_model):
     model = with_adapter(tiny_model)
     policy = Policy(model, 0.7)
-    engine = Engine(model, Stopper(ByteText(), ENDS), rows=6)
+    engine = Engine(Decoder(model), Stopper(ByteText(), ENDS), rows=6)
     found = completions(engine, requests(), Sampling(temperature=0.7, max_new_tokens=24))
     for group, prompt in enumerate(PROMPTS):
         chosen = [found[group, k] for k in range(5)]
         one = pack(prompt, [completion.token_ids for completion in chosen], range(5))
         sampled = torch.tensor([value for completion in chosen for value in completion.logprobs])
-        torch.testing.assert_close(policy.logprobs(one).logprobs.detach(), sampled, atol=1e-4, rtol=0)
+        torch.testing.assert_close(policy.logprobs([one])[0].logprobs.detach(), sampled, atol=1e-4, rtol=0)
 
 
 def test_refresh_brings_the_adapters_new_values(tiny_model):
     model = with_adapter(tiny_model)
-    engine = Engine(model, Stopper(ByteText(), ENDS))
+    engine = Engine(Decoder(model), Stopper(ByteText(), ENDS))
     before = completions(engine, requests())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -92,7 +97,7 @@ def test_refresh_brings_the_adapters_new_values(tiny_model):
                 parameter.mul_(-3)
     assert tokens(completions(engine, requests())) == tokens(before)
     engine.refresh()
-    fresh = completions(Engine(model, Stopper(ByteText(), ENDS)), requests())
+    fresh = completions(Engine(Decoder(model), Stopper(ByteText(), ENDS)), requests())
     after = completions(engine, requests())
     assert tokens(after) == tokens(fresh) != tokens(before)
 
@@ -101,7 +106,7 @@ def test_fallback_engine_draws_the_same_tokens(tiny_model):
     model = with_adapter(tiny_model)
     stopper = Stopper(ByteText(), ENDS)
     slow = completions(TransformersEngine(model, stopper), requests())
-    fast = completions(Engine(model, stopper), requests())
+    fast = completions(Engine(Decoder(model), stopper), requests())
     assert tokens(slow) == tokens(fast)
     for key, completion in slow.items():
         assert completion.logprobs == pytest.approx(fast[key].logprobs, abs=1e-4)
@@ -143,4 +148,4 @@ def test_an_answer_that_is_whole_ends_at_its_line_end_only():
 
 
 def test_no_request_gives_no_completion(tiny_model):
-    assert list(Engine(tiny_model, Stopper(ByteText(), ENDS)).generate([], WARM)) == []
+    assert list(Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS)).generate([], WARM)) == []

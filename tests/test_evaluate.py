@@ -12,8 +12,9 @@ import pytest
 
 from conftest import tiny_llama
 from greenloop.compare import compare, compare_records, comparison_lines, comparison_record
-from greenloop.engine.generate import Engine, Request
-from greenloop.engine.sampler import Sampling
+from greenloop.decoder import Decoder
+from greenloop.engine.generate import Engine
+from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
 from greenloop.errors import ConfigError, RunError, SandboxError
 from greenloop.evaluate import Evaluation, EvaluationSettings, evaluate, load_shots
@@ -275,7 +276,7 @@ def test_results_do_not_depend_on_the_order_of_the_tasks(byte_tokenizer):
     settings = EvaluationSettings(samples=3, temperature=1.0, max_new_tokens=12, k=(3,))
 
     def run(*names: str) -> Evaluation:
-        engine = Engine(model, Stopper.of(model, byte_tokenizer), rows=4)
+        engine = Engine(Decoder(model), Stopper.of(model, byte_tokenizer), rows=4)
         return evaluate(engine, byte_tokenizer, Table(), exercises(*names), settings, seed=1)
 
     def texts(result: Evaluation) -> dict[tuple[str, str, int], str]:

@@ -1,14 +1,18 @@
 """Updates: what is skipped, what is refused, what later passes compare with."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import tiny_llama, with_adapter
 from greenloop.errors import TrainingError
+from greenloop.learn import checkpoint
+from greenloop.learn.checkpoint import Progress
 from greenloop.learn.improve import Improver, TokenGroup
 from greenloop.learn.optimise import make_optimizer, make_scheduler
+from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
 from greenloop.recipe import OptimizerSection, RlooSection
 
@@ -113,3 +117,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     with pytest.raises(TrainingError, match="the gradient norm is nan"):
         one.improve([group()], torch.tensor([[1.0, 0, 0, 1]]))
     assert torch.equal(weights(one), before)
+
+
+def test_a_loaded_checkpoint_is_the_policy_that_was_saved(tmp_path: Path):
+    one, other = improver(), improver()
+    one.improve([group()], torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
+    checkpoint.save(tmp_path, one.policy, one.optimizer, one.scheduler, Progress(step=1, best_score=0.5))
+    packed = pack(group().prompt, COMPLETIONS, range(4))
+    saved, fresh = (p.logprobs([packed])[0].logprobs.detach() for p in (one.policy, other.policy))
+    assert (saved - fresh).abs().max() > 1e-4
+    progress = checkpoint.load(tmp_path, other.policy, other.optimizer, other.scheduler)
+    assert progress == Progress(step=1, best_score=0.5)
+    assert torch.equal(other.policy.logprobs([packed])[0].logprobs, saved)

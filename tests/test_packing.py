@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from conftest import with_adapter
+from conftest import tiny_llama, with_adapter
 from greenloop.learn.logprob import score
 from greenloop.learn.packing import Pack, pack, pack_group
-from greenloop.learn.policy import Policy
+from greenloop.learn.policy import Policy, adapt
+from greenloop.recipe import LoraSection
 
 PROMPT = tuple(range(40, 57))
 COMPLETIONS = ((5, 6, 7, 8, 9), (11,), (12, 13), (5, 6, 20, 21, 22, 23, 24, 25))
@@ -36,7 +37,7 @@ def test_packed_logprobs_and_gradients_equal_the_padded_ones(tiny_model, token_b
 
     packs = pack_group(PROMPT, COMPLETIONS, range(4), token_budget)
     assert (len(packs) > 1) == (token_budget == 24)
-    scored = [policy.logprobs(one).logprobs for one in packs]
+    scored = [policy.logprobs([one])[0].logprobs for one in packs]
     torch.testing.assert_close(torch.cat(scored), torch.cat(expected), atol=2e-5, rtol=1e-5)
     loss = sum(
         (weights[list(one.completions)][one.owner] * logprobs).sum()
@@ -47,12 +48,29 @@ def test_packed_logprobs_and_gradients_equal_the_padded_ones(tiny_model, token_b
         assert error < 1e-4, name
 
 
+def test_groups_in_one_forward_are_as_if_alone(tiny_model):
+    """Log-probs and gradients of two groups in one batch are the sums of those of each."""
+    model = with_adapter(tiny_model)
+    policy = Policy(model, TEMPERATURE)
+    packs = [pack(PROMPT, COMPLETIONS, [0, 3]), pack(PROMPT[:5], COMPLETIONS, [1, 2])]
+    alone = [policy.logprobs([one])[0].logprobs for one in packs]
+    expected = gradients(model, alone[0].sum() - 2 * alone[1].sum())
+    together = [scored.logprobs for scored in policy.logprobs(packs)]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for name, gradient in gradients(model, together[0].sum() - 2 * together[1].sum()).items():
+        assert (gradient - expected[name]).norm() / expected[name].norm() < 1e-4, name
+    references = [policy.reference_logprobs([one])[0] for one in packs]
+    for one, other in zip(policy.reference_logprobs(packs), references, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
 def test_siblings_do_not_see_each_other(tiny_model):
     policy = Policy(with_adapter(tiny_model), TEMPERATURE)
 
     def first(others: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         (one,) = pack_group(PROMPT, (COMPLETIONS[0], *others), range(1 + len(others)), 10_000)
-        return policy.logprobs(one).logprobs[one.owner == 0]
+        return policy.logprobs([one])[0].logprobs[one.owner == 0]
 
     torch.testing.assert_close(first(()), first(((99, 98, 97), (3,))), atol=1e-5, rtol=1e-5)
 
@@ -63,8 +81,8 @@ def test_reference_is_the_model_without_its_adapter(tiny_model):
     one = pack(PROMPT, COMPLETIONS, [0])
     with model.disable_adapter():
         expected = padded_logprobs(model, PROMPT, COMPLETIONS[0])
-    torch.testing.assert_close(policy.reference_logprobs(one), expected.detach(), atol=2e-5, rtol=1e-5)
-    assert (policy.logprobs(one).logprobs - expected).abs().max() > 0.01
+    torch.testing.assert_close(policy.reference_logprobs([one])[0], expected.detach(), atol=2e-5, rtol=1e-5)
+    assert (policy.logprobs([one])[0].logprobs - expected).abs().max() > 0.01
 
 
 def test_entropy_is_that_of_the_whole_vocabulary_at_the_temperature(tiny_model):
@@ -73,7 +91,7 @@ def test_entropy_is_that_of_the_whole_vocabulary_at_the_temperature(tiny_model):
     ids = torch.tensor([PROMPT + COMPLETIONS[0]])
     logits = model(input_ids=ids).logits[0, len(PROMPT) - 1 : -1] / TEMPERATURE
     expected = torch.distributions.Categorical(logits=logits).entropy()
-    actual = policy.logprobs(pack(PROMPT, COMPLETIONS, [0])).entropy
+    actual = policy.logprobs([pack(PROMPT, COMPLETIONS, [0])])[0].entropy
     torch.testing.assert_close(actual, expected.detach(), atol=2e-5, rtol=1e-5)
 
 
@@ -104,3 +122,35 @@ def test_a_confident_tokens_slope_keeps_its_digits_in_bfloat16():
         slopes.append(leaf.grad.float())
     for exact, rounded in zip(*slopes, strict=True):
         assert (rounded - exact).norm() / exact.norm() < 0.1
+
+
+def test_dropout_follows_its_seed_and_backward_its_masks():
+    """Finite differences along the gradient, with the masks held by the seed."""
+    model = adapt(tiny_llama(), LoraSection(rank=4, alpha=8, dropout=0.5), seed=0, base_name="tiny")
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    policy = Policy(model, TEMPERATURE)
+    one = pack(PROMPT, COMPLETIONS, [0, 1, 2, 3])
+
+    def total(seed: int = 5) -> torch.Tensor:
+        policy.refresh()
+        policy.seed_dropout(seed)
+        return policy.logprobs([one])[0].logprobs.sum()
+
+    assert total().item() == total().item()
+    assert abs(total(6).item() - total().item()) > 0.01
+    for kind in ("lora_A", "lora_B"):
+        slopes = {name: slope for name, slope in gradients(model, total()).items() if kind in name}
+        steepness = float(torch.stack([slope.square().sum() for slope in slopes.values()]).sum()) ** 0.5
+        ends = []
+        for step in (0.5e-3, -0.5e-3):
+            for name, parameter in model.named_parameters():
+                if name in slopes:
+                    parameter.data += step / steepness * slopes[name]
+            ends.append(total().item())
+            for name, parameter in model.named_parameters():
+                if name in slopes:
+                    parameter.data -= step / steepness * slopes[name]
+        assert (ends[0] - ends[1]) / 1e-3 == pytest.approx(steepness, rel=0.02)

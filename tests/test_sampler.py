@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from greenloop.engine.sampler import Sampling, draw, inverse_cdf, truncate, uniforms
+from greenloop.engine.request import Sampling
+from greenloop.engine.sampler import draw, inverse_cdf, truncate, uniforms
 
 
 def test_inverse_cdf_is_the_cumulative_sum_rule():

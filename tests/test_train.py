@@ -14,11 +14,15 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_llama
+from greenloop.curriculum import Experience
+from greenloop.deck import Deck
 from greenloop.errors import ConfigError, RunError, TrainingError
 from greenloop.progress import Silent
 from greenloop.recipe import Recipe, validated
 from greenloop.run_folder import RunFolder, complete_checkpoints, keep_last, read_journal, write_folder
 from greenloop.sandbox import Limits
+from greenloop.seeding import seed_for
+from greenloop.tasks import load_tasks
 from greenloop.train import Places, train
 from greenloop.types import Outcome, Task, Verdict
 
@@ -296,6 +300,67 @@ def test_a_resumed_run_keeps_its_recipe(finished: tuple[RunFolder, Recipe], plac
     other = chosen.model_copy(update={"beta": 0.5})
     with pytest.raises(ConfigError, match=r"^beta: differs from .*recipe\.toml"):
         train(other, folder.root, places, Silent(), resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_data(model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(tasks_file.read_text())
+    chosen = recipe(model_folder, tasks)
+    with pytest.raises(Killed):
+        train(chosen, tmp_path / "run", places, KillAt(1), judge=ByChecksum)
+    tasks.write_text(tasks_file.read_text().replace("Add 0.", "Add nothing."))
+    with pytest.raises(ConfigError, match=r"^tasks: .*tasks.jsonl:train is not what this run began with"):
+        train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+
+
+def test_dropout_is_resumed_bit_for_bit_too(model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places):
+    chosen = recipe(model_folder, tasks_file, eval_tasks="", steps=3, lora={"rank": 4, "alpha": 8, "dropout": 0.3})
+    whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
+    with pytest.raises(Killed):
+        train(chosen, tmp_path / "run", places, KillAt(2), judge=ByChecksum)
+    resumed = train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    drawn = [[record["tasks"] for record in read_journal(run.journal)] for run in (whole, resumed)]
+    assert drawn[0] == drawn[1]
+    expected, actual = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_probe_asks_every_task_and_then_steers_the_draw(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    chosen = recipe(model_folder, tasks_file, eval_tasks="", steps=6, beta=0.0, curriculum={"probe": 3})
+    folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    probe = json.loads(folder.probe.read_text())
+    assert {task_id: sum(counts) for task_id, counts in probe.items()} == {f"tiny/{i}": 3 for i in range(5)}
+    experience = Experience(probe)
+    for record in read_journal(folder.journal):
+        wanted = Deck(load_tasks(chosen.tasks).tasks, seed_for(chosen.seed, "deck"))
+        favoured = wanted.favour(record["step"], chosen.prompts, experience.weights(chosen.samples))
+        assert record["tasks"] == [task.task_id for task in favoured]
+        assert all(sum(counts) == chosen.samples for counts in record["task_outcomes"].values())
+        experience = experience.after(record["task_outcomes"])
+
+
+def test_more_prompts_than_tasks_cannot_be_favoured(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    chosen = recipe(model_folder, tasks_file, prompts=6, curriculum={"probe": 1})
+    with pytest.raises(ConfigError, match=r"^prompts: 6 a step, but .* has only 5 tasks"):
+        train(chosen, tmp_path / "run", places, Silent())
+
+
+def test_a_run_out_of_time_ends_whole_and_goes_on_with_more(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
+):
+    chosen = recipe(model_folder, tasks_file, max_minutes=1e-6)
+    folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    assert len(read_journal(folder.journal)) == 1
+    assert folder.results.is_file()
+    train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    assert len(read_journal(folder.journal)) == 1
+    patient = chosen.model_copy(update={"max_minutes": 60.0})
+    train(patient, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    assert len(read_journal(folder.journal)) == chosen.steps
 
 
 def test_the_real_judge_sits_at_the_end_of_the_line(

@@ -101,7 +101,7 @@ def behaviour_of(policy: Policy, groups: list[TokenGroup]) -> torch.Tensor:
     for group in groups:
         one = pack(group.prompt, group.completions, range(4))
         with torch.no_grad():
-            logprobs = policy.logprobs(one).logprobs
+            logprobs = policy.logprobs([one])[0].logprobs
         rows.append(torch.zeros(4).index_add(0, one.owner, logprobs))
     return torch.stack(rows) + torch.tensor(SHIFTS).view(2, 4)
 

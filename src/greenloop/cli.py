@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the run or the judge failed, or a check found something; 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import warnings
@@ -97,8 +98,8 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Root of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="Answers decoded at a time.")] = 64,
-    out: Annotated[Optional[Path], typer.Option(help="Folder; default runs/eval-MODEL-TASKS.")] = None,  # noqa: UP045
+    rows: Annotated[int, typer.Option(min=0, help="Answers decoded at a time; 0 takes what fits 1 GiB.")] = 0,
+    out: Annotated[Optional[Path], typer.Option(help="New folder; default runs/eval-MODEL-TASKS, numbered.")] = None,  # noqa: UP045
 ) -> None:
     """Score a model: greedy and sampled pass@k with 95 % intervals."""
     from rich.console import Console
@@ -120,7 +121,7 @@ def evaluate(
     name = f"eval-{Path(model).name}-{tasks}".replace(":", "-").replace("/", "-")
     console = Console()
     path = evaluate_model(
-        model, tasks, settings, out or Path("runs") / name, ConsoleReporter(console),
+        model, tasks, settings, out or _unused(Path("runs") / name), ConsoleReporter(console),
         cache_dir=_cache_dir(), data_dir=_data_dir(), seed=seed, limit=limit, dtype=dtype, device=device, rows=rows,
     )  # fmt: skip
     console.print(f"results  {path}", highlight=False, soft_wrap=True)
@@ -274,6 +275,12 @@ def main() -> None:
     except GreenloopError as error:
         typer.echo(f"greenloop: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or the first of `folder-2`, `folder-3` ... that is not there."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 def _cache_dir() -> Path:

@@ -8,8 +8,7 @@ from typing import Any
 
 from greenloop import tuning
 from greenloop.engine.build import make_engine
-from greenloop.engine.generate import Request
-from greenloop.engine.sampler import Sampling
+from greenloop.engine.request import Request, Sampling
 from greenloop.environment import describe, machine
 from greenloop.errors import ConfigError
 from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
@@ -38,7 +37,7 @@ def evaluate_model(
     limit: int = 0,
     dtype: str = "auto",
     device: str = "auto",
-    rows: int = 64,
+    rows: int = 0,
 ) -> Path:
     """Score the model on the tasks and write results and samples to `out`; the path of `results.json`.
 
@@ -46,6 +45,8 @@ def evaluate_model(
         UsageError: a spec or a setting cannot be used; nothing was sampled.
         SandboxError: programs cannot be judged.
     """
+    if (out / "results.json").exists():
+        raise ConfigError(f"--out: {out} holds the results of an evaluation already; give another folder")
     task_set = load_tasks(tasks, data_dir=data_dir)
     if limit:
         chosen = task_set.tasks[:limit]

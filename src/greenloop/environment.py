@@ -42,3 +42,8 @@ def about_tasks(task_set: TaskSet | None) -> dict[str, str] | None:
     if task_set is None:
         return None
     return {name: getattr(task_set, name) for name in ("spec", "sha256", "source", "hub_id", "licence")}
+
+
+def about_inputs(tasks: TaskSet, held_out: TaskSet | None, weights_sha256: str) -> dict[str, str | None]:
+    """Content hashes of what a run reads, by the recipe's key."""
+    return {"model": weights_sha256, "tasks": tasks.sha256, "eval_tasks": held_out.sha256 if held_out else None}

@@ -10,21 +10,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from greenloop.engine.request import Generator, Sampling
 from greenloop.errors import ConfigError, SandboxError
 from greenloop.prompt import PromptProtocol, Tokenizer, get_protocol, render, well_formed
+from greenloop.rollout import Submitted, submitted
 from greenloop.seeding import seed_for
 from greenloop.summary import Answer, Mode, Summary, summarise
 from greenloop.tasks import load_tasks
-from greenloop.types import Completion, Prompt, Task, TaskSet, Verdict, Verifier
-
-if TYPE_CHECKING:
-    from greenloop.engine.generate import Generator, Request
-    from greenloop.engine.sampler import Sampling
+from greenloop.types import Prompt, Task, TaskSet, Verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +80,6 @@ class Evaluation:
     """Greedy ones first, then in the order of the task set, then by sample."""
     seconds: float = field(compare=False)
     """Wall time of sampling and judging together."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A completion whose verdict is being decided."""
-
-    mode: Mode
-    prompt: Prompt
-    completion: Completion
-    program: str | None
-    verdict: Future[Verdict]
 
 
 def evaluate(
@@ -167,63 +152,52 @@ def _submitted(
     prompts: Sequence[Prompt],
     settings: EvaluationSettings,
     seed: int,
-) -> Iterator[_Pending]:
-    """Every completion as it ends, already handed to the verifier."""
+) -> Iterator[tuple[Mode, Submitted]]:
+    """Every completion of either mode as it ends, already handed to the verifier."""
     for mode, samples in ((Mode.GREEDY, int(settings.greedy)), (Mode.SAMPLED, settings.samples)):
         if not samples:
             continue
-        requests = [_request(protocol, prompt, mode, samples, seed) for prompt in prompts]
-        for completion in generator.generate(requests, _sampling(settings, mode)):
-            prompt = prompts[completion.group]
-            program = protocol.extract(completion.text, prompt.task)
-            yield _Pending(mode, prompt, completion, program, verifier.submit(prompt.task, program))
+        seeds = [seed_for(seed, "evaluation", mode.value, prompt.task.task_id) for prompt in prompts]
+        sampling = _sampling(settings, mode)
+        for one in submitted(generator, verifier, protocol, prompts, samples=samples, sampling=sampling, seeds=seeds):
+            yield mode, one
 
 
-def _judged(submitted: Iterator[_Pending], protocol: PromptProtocol) -> Iterator[Answer]:
+def _judged(answers: Iterator[tuple[Mode, Submitted]], protocol: PromptProtocol) -> Iterator[Answer]:
     """The answers in the order of their submission, each as soon as it and those before it are judged."""
-    waiting: deque[_Pending] = deque()
+    waiting: deque[tuple[Mode, Submitted]] = deque()
     try:
-        for pending in submitted:
-            waiting.append(pending)
-            while waiting and waiting[0].verdict.done():
-                yield _answer(waiting.popleft(), protocol)
+        for answer in answers:
+            waiting.append(answer)
+            while waiting and waiting[0][1].verdict.done():
+                yield _answer(*waiting.popleft(), protocol)
         while waiting:
-            yield _answer(waiting.popleft(), protocol)
+            yield _answer(*waiting.popleft(), protocol)
     finally:
-        for pending in waiting:
-            pending.verdict.cancel()
+        for _, one in waiting:
+            one.verdict.cancel()
 
 
-def _answer(pending: _Pending, protocol: PromptProtocol) -> Answer:
+def _answer(mode: Mode, one: Submitted, protocol: PromptProtocol) -> Answer:
     return Answer(
-        mode=pending.mode,
-        task=pending.prompt.task,
-        sample=pending.completion.sample,
-        completion=pending.completion,
-        program=pending.program,
-        well_formed=_form(pending, protocol),
-        verdict=pending.verdict.result(),
+        mode=mode,
+        task=one.prompt.task,
+        sample=one.completion.sample,
+        completion=one.completion,
+        program=one.program,
+        well_formed=_form(one, protocol),
+        verdict=one.verdict.result(),
     )
 
 
-def _form(pending: _Pending, protocol: PromptProtocol) -> bool | None:
+def _form(one: Submitted, protocol: PromptProtocol) -> bool | None:
     """Whether the answer is one closed fence; only a chat protocol that opens no fence itself asks for one."""
     if not protocol.needs_chat_template or protocol.prefill:
         return None
-    return well_formed(pending.completion.text, pending.prompt.task.entry_point)
-
-
-def _request(protocol: PromptProtocol, prompt: Prompt, mode: Mode, samples: int, seed: int) -> Request:
-    from greenloop.engine.generate import Request
-
-    address = seed_for(seed, "evaluation", mode.value, prompt.task.task_id)
-    ends = protocol.ends(prompt.task)
-    return Request(token_ids=prompt.token_ids, samples=samples, seed=address, stop=prompt.stop, ends=ends)
+    return well_formed(one.completion.text, one.prompt.task.entry_point)
 
 
 def _sampling(settings: EvaluationSettings, mode: Mode) -> Sampling:
-    from greenloop.engine.sampler import Sampling
-
     if mode is Mode.GREEDY:
         return Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens)
     return Sampling(

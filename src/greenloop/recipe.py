@@ -118,6 +118,14 @@ class RlooSection(_Section):
     """Packed tokens in one forward and backward; a longer group is cut between completions."""
 
 
+class CurriculumSection(_Section):
+    """Which tasks a step draws."""
+
+    probe: int = Field(0, ge=0)
+    """Samples of every task before the first step; tasks are then drawn by their chance of a group with both outcomes,
+    which each step's outcomes keep current. 0: no probe, every task once an epoch."""
+
+
 class RewardSection(_Section):
     """Weights of the parts of the reward; each part is in 0..1."""
 
@@ -181,8 +189,8 @@ class CheckpointSection(_Section):
 class EngineSection(_Section):
     """The rollout engine."""
 
-    rows: int = Field(64, ge=1)
-    """Completions decoded at a time."""
+    rows: int = Field(0, ge=0)
+    """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128."""
 
 
 class Recipe(_Section):
@@ -196,6 +204,9 @@ class Recipe(_Section):
     """Held-out task spec, scored before and after; empty: none."""
     steps: int = Field(50, ge=1)
     """Training steps."""
+    max_minutes: float = Field(0.0, ge=0)
+    """Begin no further step after this many minutes of steps, resumed ones included; 0: no limit. How many steps that
+    is depends on the machine."""
     prompts: int = Field(6, ge=1)
     """P: tasks a step."""
     samples: int = Field(8, ge=2)
@@ -213,6 +224,7 @@ class Recipe(_Section):
     lora: LoraSection = LoraSection()
     optimizer: OptimizerSection = OptimizerSection()
     rloo: RlooSection = RlooSection()
+    curriculum: CurriculumSection = CurriculumSection()
     reward: RewardSection = RewardSection()
     sandbox: SandboxSection = SandboxSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -234,6 +246,11 @@ class Recipe(_Section):
             raise ValueError("evaluation: samples = 0 and greedy = false leave nothing to score")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError("evaluation.patience needs evaluation.every")
+        if self.max_minutes and self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"max_minutes: the {self.optimizer.schedule} schedule needs to know its last step; "
+                'use optimizer.schedule = "constant"'
+            )
         if self.rloo.mask_truncated and self.beta:
             raise ValueError("rloo.mask_truncated works with beta = 0 only: a masked completion has no KL")
         return self

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from greenloop.curriculum import outcome_counts
+from greenloop.learn.improve import Update
 from greenloop.rewards import is_dead
 from greenloop.types import Finish, Group, Outcome, Verdict
 
@@ -51,6 +53,7 @@ def rollout_record(
     counts = Counter(verdict.outcome for group in everything for verdict in group.verdicts)
     return {
         "tasks": [group.prompt.task.task_id for group in drawn],
+        "task_outcomes": outcome_counts((g.prompt.task.task_id, v) for g in everything for v in g.verdicts),
         "pass_rate": rate([verdict.outcome is Outcome.PASSED for verdict in judged]),
         "reward": fmean(known) if known else None,
         "outcomes": {outcome.value: counts[outcome] for outcome in Outcome if counts[outcome]},
@@ -63,6 +66,21 @@ def rollout_record(
         "prompt_tokens": sum(len(group.prompt.token_ids) for group in everything),
         "length_mean": fmean(lengths),
         "length_max": max(lengths),
+    }
+
+
+def update_record(update: Update) -> dict[str, Any]:
+    """The part of the record that the update decides."""
+    return {
+        "loss": number(update.loss),
+        "kl": number(update.kl_nats),
+        "entropy": number(update.entropy_nats),
+        "clipped_fraction": update.clipped_fraction,
+        "sampler_trainer_gap": number(update.gap_nats),
+        "sampler_trainer_gap_worst": number(update.gap_nats_worst),
+        "grad_norm": update.grad_norm,
+        "trained_tokens": update.trained_tokens,
+        "optimizer_steps": update.optimizer_steps,
     }
 
 

@@ -5,22 +5,47 @@ Each completion is handed to the verifier as soon as it ends, while others still
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from greenloop.engine.generate import Generator, Request
-from greenloop.engine.sampler import Sampling
+from greenloop.engine.request import Generator, Request, Sampling
 from greenloop.prompt import PromptProtocol, well_formed
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Group, Prompt, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
+class Submitted:
+    """A completion whose verdict is being decided."""
+
+    prompt: Prompt
     completion: Completion
     program: str | None
     verdict: Future[Verdict]
+
+
+def submitted(
+    generator: Generator,
+    verifier: Verifier,
+    protocol: PromptProtocol,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+) -> Iterator[Submitted]:
+    """Every completion as it ends, already handed to the verifier. Sample k of prompt i draws from (seeds[i], k)."""
+    requests = [
+        Request(
+            token_ids=prompt.token_ids, samples=samples, seed=seed, stop=prompt.stop, ends=protocol.ends(prompt.task)
+        )
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    for completion in generator.generate(requests, sampling):
+        prompt = prompts[completion.group]
+        program = protocol.extract(completion.text, prompt.task)
+        yield Submitted(prompt, completion, program, verifier.submit(prompt.task, program))
 
 
 def roll_out(
@@ -37,22 +62,11 @@ def roll_out(
 
     Sample k of a task draws from (seed, task id, turn, k) alone; a task that stands twice has turns 0 and 1.
     """
-    requests = [
-        Request(
-            token_ids=prompt.token_ids,
-            samples=samples,
-            seed=seed_for(seed, prompt.task.task_id, turn),
-            stop=prompt.stop,
-            ends=protocol.ends(prompt.task),
-        )
-        for prompt, turn in zip(prompts, _turns(prompts), strict=True)
-    ]
-    pending: list[list[_Pending]] = [[] for _ in prompts]
-    for completion in generator.generate(requests, sampling):
-        task = prompts[completion.group].task
-        program = protocol.extract(completion.text, task)
-        pending[completion.group].append(_Pending(completion, program, verifier.submit(task, program)))
-    return [_group(prompt, members) for prompt, members in zip(prompts, pending, strict=True)]
+    seeds = [seed_for(seed, prompt.task.task_id, turn) for prompt, turn in zip(prompts, _turns(prompts), strict=True)]
+    members: list[list[Submitted]] = [[] for _ in prompts]
+    for one in submitted(generator, verifier, protocol, prompts, samples=samples, sampling=sampling, seeds=seeds):
+        members[one.completion.group].append(one)
+    return [_group(prompt, group) for prompt, group in zip(prompts, members, strict=True)]
 
 
 def _turns(prompts: Sequence[Prompt]) -> list[int]:
@@ -61,7 +75,7 @@ def _turns(prompts: Sequence[Prompt]) -> list[int]:
     return [ids[:index].count(task_id) for index, task_id in enumerate(ids)]
 
 
-def _group(prompt: Prompt, members: list[_Pending]) -> Group:
+def _group(prompt: Prompt, members: Sequence[Submitted]) -> Group:
     members = sorted(members, key=lambda member: member.completion.sample)
     return Group(
         prompt=prompt,

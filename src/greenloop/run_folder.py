@@ -1,6 +1,6 @@
 """The run folder: where a run's files lie, and how they are written.
 
-    recipe.toml  environment.json  journal.jsonl  rollouts/step-00000.parquet  checkpoints/step-00005/
+    recipe.toml  environment.json  probe.json  journal.jsonl  rollouts/step-00000.parquet  checkpoints/step-00005/
     adapter/  adapter-best/  evaluation/{before,after}/  results.json
 
 Every file but the journal appears whole or not at all. Knows no torch.
@@ -64,6 +64,11 @@ class RunFolder:
     def results(self) -> Path:
         """Before, after and their difference."""
         return self.root / "results.json"
+
+    @property
+    def probe(self) -> Path:
+        """Task id to [passed, failed] before the first step."""
+        return self.root / "probe.json"
 
     def evaluation(self, when: str) -> Path:
         """Folder of one evaluation: `before` or `after`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +16,14 @@ import torch
 
 from greenloop import tuning
 from greenloop.card import write_card
-from greenloop.compare import compare_records, comparison_record
-from greenloop.deck import Deck
+from greenloop.curriculum import Experience, probe_line
 from greenloop.engine.build import make_engine
-from greenloop.engine.generate import Generator
-from greenloop.engine.sampler import Sampling
-from greenloop.environment import about_tasks, describe, machine
-from greenloop.errors import ConfigError, RunError, SandboxError, TrainingError
-from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
+from greenloop.engine.request import Generator
+from greenloop.environment import about_inputs, about_tasks, describe, machine
+from greenloop.errors import ConfigError, SandboxError, TrainingError
+from greenloop.evaluate import load_shots
 from greenloop.files import write_atomically
+from greenloop.held_out import HeldOut
 from greenloop.learn import checkpoint
 from greenloop.learn.checkpoint import Progress
 from greenloop.learn.improve import Improver, TokenGroup, Update
@@ -35,33 +33,21 @@ from greenloop.models import resolve
 from greenloop.models.check import check
 from greenloop.models.load import LoadedModel, load_model
 from greenloop.progress import Reporter, step_line
-from greenloop.prompt import get_protocol, render
-from greenloop.recipe import Recipe, load_recipe, to_toml
-from greenloop.record import Clock, number, rate, rollout_record
-from greenloop.results import evaluation_lines, evaluation_record, json_text, read_record, write_evaluation
-from greenloop.rewards import is_dead, reward_matrix
-from greenloop.rollout import roll_out
-from greenloop.run_folder import RunFolder, keep_last, write_folder
+from greenloop.prompt import get_protocol
+from greenloop.recipe import Recipe, to_toml
+from greenloop.record import Clock, rollout_record, update_record
+from greenloop.results import json_text
+from greenloop.resume import check_resumable
+from greenloop.rewards import reward_matrix
+from greenloop.run_folder import RunFolder, keep_last, read_journal, write_folder
 from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
 from greenloop.seeding import seed_for
+from greenloop.supply import Supply
 from greenloop.tasks import load_tasks
-from greenloop.types import Finish, Group, Outcome, Prompt, TaskSet, Verifier
+from greenloop.types import Finish, Group, Outcome, TaskSet, Verifier
 
 _HARNESS_LIMIT = 0.01
 _GAP_ALARM_NATS = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sampled:
-    """What one step sampled."""
-
-    drawn: list[Group]
-    """P groups; pass rate and dead groups are counted on these."""
-    extra: list[Group]
-    """Groups sampled to replace dead ones."""
-    trained: list[Group]
-    """P groups: `drawn` with dead ones replaced by live extra ones."""
-    refilled: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +91,10 @@ def train(
         raise ConfigError(
             f"model: {recipe.model} is an adapter; train on its base ({source.weights.spec}), or --resume"
         )
+    if recipe.curriculum.probe and recipe.prompts > len(tasks.tasks):
+        raise ConfigError(f"prompts: {recipe.prompts} a step, but {recipe.tasks} has only {len(tasks.tasks)} tasks")
     if resume:
-        _check_resumable(folder, recipe)
+        check_resumable(folder, recipe, about_inputs(tasks, held_out, source.weights_sha256))
     else:
         folder.create()
     tuning.prepare_process()
@@ -119,6 +107,7 @@ def train(
         run = Run(recipe, folder, loaded, tasks, held_out, verifier, reporter, places)
         run.resume() if resume else run.save()
         run.before()
+        run.probe()
         run.steps()
         run.after()
     return folder
@@ -138,17 +127,19 @@ class Run:
         reporter: Reporter,
         places: Places,
     ) -> None:
-        self.recipe, self.folder, self.verifier, self.reporter = recipe, folder, verifier, reporter
-        self.tasks, self.held_out, self.loaded = tasks, held_out, loaded
+        self.recipe, self.folder, self.reporter = recipe, folder, reporter
+        self.held_out = held_out
         self.tokenizer: Any = loaded.tokenizer
-        self.protocol = get_protocol(recipe.prompt.protocol)
-        self.shots = load_shots(recipe.prompt.protocol, data_dir=places.data_dir)
+        shots = load_shots(recipe.prompt.protocol, data_dir=places.data_dir)
         validation = recipe.evaluation.validation_tasks
         self.validation = load_tasks(validation, data_dir=places.data_dir) if validation else None
-        self.deck = Deck(tasks.tasks, seed_for(recipe.seed, "deck"))
         model = adapt(loaded.model, recipe.lora, recipe.seed, loaded.source.base_name)
         self.policy = Policy(model, recipe.sampling.temperature)
-        self.engine: Generator = make_engine(model, self.tokenizer, rows=recipe.engine.rows)
+        self.engine: Generator = make_engine(
+            model, self.tokenizer, rows=recipe.engine.rows, decoder=self.policy.decoder
+        )
+        self.supply = Supply(recipe, tasks.tasks, self.engine, verifier, tokenizer=self.tokenizer, shots=shots)
+        self.exam = HeldOut(recipe, folder, self.engine, verifier, reporter, tokenizer=self.tokenizer, shots=shots)
         self.optimizer = make_optimizer(self.policy.parameters, recipe.optimizer)
         self.scheduler = make_scheduler(self.optimizer, recipe.optimizer, recipe.steps * recipe.rloo.passes)
         self.improver = Improver(
@@ -160,6 +151,8 @@ class Run:
             max_grad_norm=recipe.optimizer.max_grad_norm,
         )
         self.progress = Progress(step=0)
+        self.experience: Experience | None = None
+        self.minutes = 0.0
 
     def resume(self) -> None:
         """Go on from the newest checkpoint."""
@@ -167,17 +160,35 @@ class Run:
         assert newest is not None, "checked before anything was loaded"
         self.progress = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler)
         self.folder.truncate_journal(self.progress.step)
+        self.minutes = sum(record["seconds"]["total"] for record in read_journal(self.folder.journal)) / 60
         self.engine.refresh()
         self.reporter.say(f"resumed after step {self.progress.step} from {newest}")
 
+    def probe(self) -> None:
+        """Learn which tasks are worth a group, if the recipe asks for it: from samples, or from the run folder."""
+        samples = self.recipe.curriculum.probe
+        if not samples:
+            return
+        if not self.folder.probe.is_file():
+            self.reporter.begin("probe", len(self.supply.tasks) * samples)
+            found = self.supply.probe(self.reporter.advance)
+            self.reporter.end()
+            write_atomically(self.folder.probe, json_text(found))
+        counts = json.loads(self.folder.probe.read_text(encoding="utf-8"))
+        self.reporter.say(probe_line(counts, self.recipe.samples))
+        self.experience = Experience(counts)
+        for record in read_journal(self.folder.journal):
+            self.experience = self.experience.after(record["task_outcomes"])
+
     def steps(self) -> None:
-        """Train until the recipe's last step, or until validation stops it early."""
+        """Train until the recipe's last step, or until validation or the clock stops it early."""
         self.reporter.begin("train", self.recipe.steps)
         for _ in range(self.progress.step):
             self.reporter.advance()
-        while self.progress.step < self.recipe.steps and not self._stale():
+        while self.progress.step < self.recipe.steps and not self._stale() and not self._late():
             record = self._step(self.progress.step)
             self.reporter.say(step_line(record, self.recipe.steps))
+            self.minutes += record["seconds"]["total"] / 60
             self.reporter.advance(
                 f"pass {record['pass_rate'] or 0:.0%}  {record['tokens_per_s']['rollout']:.0f} tokens/s"
             )
@@ -186,8 +197,7 @@ class Run:
     def _step(self, step: int) -> dict[str, Any]:
         """One step of the line; its journal record."""
         clock = Clock()
-        sampling = _training_sampling(self.recipe)
-        sampled = self._groups(step, sampling)
+        sampled = self.supply.groups(step, self.experience)
         clock.lap("rollout")
         rewards = reward_matrix(sampled.trained, self.recipe.reward)
         update = self._improve(step, sampled.trained, rewards)
@@ -201,12 +211,14 @@ class Run:
             "step": step,
             **rollout_record(sampled.drawn, sampled.extra, reward_matrix(sampled.drawn, self.recipe.reward)),
             "refilled": sampled.refilled,
-            **_update_record(update),
+            **update_record(update),
             "learning_rate": self.scheduler.get_last_lr()[0],
             "validation_pass_rate": validation,
             "sandbox_level": LEVEL,
         }
         record = self._journal(record, clock, update)
+        if self.experience is not None:
+            self.experience = self.experience.after(record["task_outcomes"])
         # The record comes first: resuming drops the records of steps that are done again, it cannot invent one.
         if self.progress.step % self.recipe.checkpoint.every == 0 or self.progress.step == self.recipe.steps:
             self.save()
@@ -233,37 +245,8 @@ class Run:
                 "the rollouts are not those of the policy that learns"
             )
 
-    def _groups(self, step: int, sampling: Sampling) -> _Sampled:
-        """The step's groups as drawn, and as trained: dead ones replaced by live extra ones, within the budget."""
-        tasks = self.deck.draw(step, self.recipe.prompts)
-        drawn = self._roll_out(tasks, sampling, seed_for(self.recipe.seed, step))
-        dead = [index for index, group in enumerate(drawn) if is_dead(group)]
-        budget = min(self.recipe.rloo.refill, len(dead))
-        extra: list[Group] = []
-        if budget:
-            seed = seed_for(self.recipe.seed, step, "refill")
-            extra = self._roll_out(self.deck.extra(step, budget, tasks), sampling, seed)
-        trained = list(drawn)
-        live = [group for group in extra if not is_dead(group)]
-        for index, group in zip(dead, live, strict=False):
-            trained[index] = group
-        return _Sampled(drawn=drawn, extra=extra, trained=trained, refilled=len(live))
-
-    def _roll_out(self, tasks: Sequence[Any], sampling: Sampling, seed: int) -> list[Group]:
-        return roll_out(
-            self.engine,
-            self.verifier,
-            self.protocol,
-            [self._prompt(task) for task in tasks],
-            samples=self.recipe.samples,
-            sampling=sampling,
-            seed=seed,
-        )
-
-    def _prompt(self, task: Any) -> Prompt:
-        return render(self.protocol, task.showing(self.recipe.prompt.shown), self.tokenizer, shots=self.shots)
-
     def _improve(self, step: int, groups: list[Group], rewards: list[list[float]]) -> Update:
+        self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
         try:
             return self.improver.improve([_tokens(group) for group in groups], torch.tensor(rewards))
         except TrainingError as error:
@@ -278,12 +261,7 @@ class Run:
         every = self.recipe.evaluation.every
         if self.validation is None or not every or (step + 1) % every:
             return None
-        settings = replace(self._settings(), samples=0, greedy=True, k=(1,))
-        answers = evaluate(
-            self.engine, self.tokenizer, self.verifier, self.validation, settings,
-            seed=seed_for(self.recipe.seed, "validation"), shots=self.shots,
-        ).answers  # fmt: skip
-        score = rate([answer.passed for answer in answers if answer.judged])
+        score = self.exam.validation_rate(self.validation)
         if score is not None and (self.progress.best_score is None or score > self.progress.best_score):
             self.progress = replace(self.progress, best_score=score, stale=0)
             write_folder(self.folder.best_adapter, self._fill_adapter)
@@ -297,6 +275,14 @@ class Run:
     def _stale(self) -> bool:
         patience = self.recipe.evaluation.patience
         return bool(patience) and self.progress.stale >= patience
+
+    def _late(self) -> bool:
+        late = bool(self.recipe.max_minutes) and self.minutes >= self.recipe.max_minutes
+        if late:
+            self.reporter.say(
+                f"stopped after step {self.progress.step}: max_minutes = {self.recipe.max_minutes:g} are over"
+            )
+        return late
 
     def _refuse_a_broken_judge(self, record: dict[str, Any]) -> None:
         unjudged = record["outcomes"].get(Outcome.HARNESS.value, 0)
@@ -321,70 +307,21 @@ class Run:
         self.policy.save(into)
         self.tokenizer.save_pretrained(str(into))
 
-    def _settings(self) -> EvaluationSettings:
-        section = self.recipe.evaluation
-        return EvaluationSettings(
-            protocol=self.recipe.prompt.protocol,
-            shown_tests=self.recipe.prompt.shown,
-            greedy=section.greedy,
-            samples=section.samples,
-            temperature=section.temperature,
-            max_new_tokens=self.recipe.sampling.max_new_tokens,
-            k=(1,),
-        )
-
     def before(self) -> None:
         """Score the untrained model on the held-out tasks, unless that is done already."""
-        if self.held_out is not None and not (self.folder.evaluation("before") / "results.json").is_file():
-            if self.progress.step:
-                raise ConfigError(
-                    f"{self.folder.root}: evaluation/before is missing and the adapter is trained already"
-                )
-            self._evaluate("before", self.held_out)
+        if self.held_out is None or self.exam.has("before"):
+            return
+        if self.progress.step:
+            raise ConfigError(f"{self.folder.root}: evaluation/before is missing and the adapter is trained already")
+        self.exam.score("before", self.held_out)
 
     def after(self) -> None:
         """Score the trained model on the held-out tasks; write results and the card."""
         self.save()
         if self.held_out is not None:
-            self._evaluate("after", self.held_out)
-            before, after = (read_record(self.folder.evaluation(when) / "results.json") for when in ("before", "after"))
-            difference = comparison_record(compare_records(before, after))
-            write_atomically(
-                self.folder.results, json_text({"before": before, "after": after, "difference": difference})
-            )
+            self.exam.score("after", self.held_out)
+            self.exam.write_difference()
         write_card(self.folder.root)
-
-    def _evaluate(self, when: str, held_out: TaskSet) -> None:
-        settings = self._settings()
-        self.reporter.begin(f"evaluate {when}", len(held_out.tasks) * settings.answers_per_task)
-        evaluation = evaluate(
-            self.engine, self.tokenizer, self.verifier, held_out, settings,
-            seed=seed_for(self.recipe.seed, "evaluation"), shots=self.shots,
-            on_verdict=lambda _: self.reporter.advance(),
-        )  # fmt: skip
-        self.reporter.end()
-        environment = json.loads(self.folder.environment.read_text(encoding="utf-8"))
-        write_evaluation(self.folder.evaluation(when), evaluation, environment)
-        for line in evaluation_lines(evaluation_record(evaluation, environment)):
-            self.reporter.say(f"{when}: {line}")
-
-
-_FREE_ON_RESUME = {"steps", "checkpoint", "sandbox", "engine"}
-
-
-def _check_resumable(folder: RunFolder, recipe: Recipe) -> None:
-    """A resumed run goes on with the recipe that it began with; more steps are welcome."""
-    if folder.newest_checkpoint() is None:
-        raise RunError(f"{folder.root}: there is no checkpoint to resume from; start without --resume")
-    before = load_recipe(str(folder.recipe)).model_dump()
-    now = recipe.model_dump()
-    if recipe.optimizer.schedule != "constant" and now["steps"] != before["steps"]:
-        raise ConfigError(
-            f"steps: the {recipe.optimizer.schedule} schedule of {folder.recipe} ends with its steps; keep them"
-        )
-    changed = sorted(key for key in now if key not in _FREE_ON_RESUME and now[key] != before[key])
-    if changed:
-        raise ConfigError(f"{changed[0]}: differs from {folder.recipe}; a resumed run keeps it, or give another --out")
 
 
 def _tasks(recipe: Recipe, places: Places) -> tuple[TaskSet, TaskSet | None]:
@@ -399,17 +336,6 @@ def _tasks(recipe: Recipe, places: Places) -> tuple[TaskSet, TaskSet | None]:
     return tasks, held_out
 
 
-def _training_sampling(recipe: Recipe) -> Sampling:
-    section = recipe.sampling
-    return Sampling(
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        min_p=section.min_p,
-        max_new_tokens=section.max_new_tokens,
-    )
-
-
 def _tokens(group: Group) -> TokenGroup:
     return TokenGroup(
         prompt=group.prompt.token_ids,
@@ -419,26 +345,13 @@ def _tokens(group: Group) -> TokenGroup:
     )
 
 
-def _update_record(update: Update) -> dict[str, Any]:
-    return {
-        "loss": number(update.loss),
-        "kl": number(update.kl_nats),
-        "entropy": number(update.entropy_nats),
-        "clipped_fraction": update.clipped_fraction,
-        "sampler_trainer_gap": number(update.gap_nats),
-        "sampler_trainer_gap_worst": number(update.gap_nats_worst),
-        "grad_norm": update.grad_norm,
-        "trained_tokens": update.trained_tokens,
-        "optimizer_steps": update.optimizer_steps,
-    }
-
-
 def _environment(recipe: Recipe, loaded: LoadedModel, tasks: TaskSet, held_out: TaskSet | None) -> dict[str, Any]:
     return {
         **machine(loaded),
         "model": {**describe(loaded), "spec": recipe.model},
         "tasks": about_tasks(tasks),
         "eval_tasks": about_tasks(held_out),
+        "inputs_sha256": about_inputs(tasks, held_out, loaded.weights_sha256),
         "sandbox_level": LEVEL,
         "seed": recipe.seed,
         "command": sys.argv[1:],

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greenloop.engine.decoder import Decoder
+from greenloop.decoder import Decoder
+from greenloop.decoder.kernels import Mixed, attend, joined
 
 
 class KVCache:
@@ -22,7 +23,12 @@ class KVCache:
         self.prompt_v = torch.zeros_like(self.prompt_k)
         self.own_k = decoder.head.new_zeros(layers, rows, heads, new_tokens, width)
         self.own_v = torch.zeros_like(self.own_k)
-        self.scale = width**-0.5
+        self.scale = decoder.scale
+
+    @staticmethod
+    def bytes_per_token(decoder: Decoder) -> int:
+        """Of one token's keys and values in all layers."""
+        return 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_width * decoder.head.element_size()
 
     def move_slot(self, source: int, target: int) -> None:
         """Put a prompt's keys and values into another slot."""
@@ -55,7 +61,7 @@ class PromptAttention:
 
 
 class RowAttention:
-    """One decode step: every row attends to its prompt's slot and to its own strip.
+    """One decode step: every row attends to its prompt's slot and to its own strip, and the two are joined.
 
     The query heads that share a KV head are folded into the query length, and so are the rows that share a prompt: its
     keys are read once for all of them.
@@ -73,46 +79,51 @@ class RowAttention:
         self.cache = cache
         self.rows, self.slots = row_slots.shape[0], prompt_lengths.shape[0]
         self.own_lengths = own_lengths
+        self.index = torch.arange(self.rows, device=row_slots.device)
         self.longest_prompt, self.longest_own = int(prompt_lengths.max()), int(own_lengths.max()) + 1
-        device = row_slots.device
         members = F.one_hot(row_slots, self.slots)
         rank = (members.cumsum(0) - members).gather(1, row_slots[:, None]).squeeze(1)
         self.width = int(rank.max()) + 1
-        self.cell = row_slots * self.width + rank
-        own = torch.arange(self.longest_own, device=device)[None] > own_lengths[:, None]
-        prompt = (torch.arange(self.longest_prompt, device=device)[None] >= prompt_lengths[:, None])[row_slots]
-        hidden = torch.cat([prompt, own], dim=1)
-        self.mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        self.cell_of = row_slots * self.width + rank
+        # Cells without a row compute the first row's attention over another prompt; nobody reads it.
+        self.row_of = torch.zeros(self.slots * self.width, dtype=torch.int64, device=row_slots.device)
+        self.row_of[self.cell_of] = self.index
+        dtype = cache.own_k.dtype
+        self.prompt_mask = _hidden_from(prompt_lengths, self.longest_prompt, dtype)
+        self.own_mask = _hidden_from(own_lengths + 1, self.longest_own, dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `decoder.Attend`."""
-        rows, heads, head_width = self.rows, k.shape[1], k.shape[2]
-        fold = q.shape[1] // heads
-        index = torch.arange(rows, device=q.device)
-        own_k, own_v = self.cache.own_k[layer], self.cache.own_v[layer]
-        own_k[index, :, self.own_lengths] = k
-        own_v[index, :, self.own_lengths] = v
-        own_k, own_v = own_k[:rows, :, : self.longest_own], own_v[:rows, :, : self.longest_own]
-        prompt_k = self.cache.prompt_k[layer, : self.slots, :, : self.longest_prompt]
-        prompt_v = self.cache.prompt_v[layer, : self.slots, :, : self.longest_prompt]
-
-        q = q.view(rows, heads, fold, head_width)
-        over_prompt = self._to_rows(self._to_slots(q) @ prompt_k.transpose(-1, -2), fold)
-        over_own = q @ own_k.transpose(-1, -2)
-        scores = torch.cat([over_prompt, over_own], dim=-1).float().mul_(self.cache.scale).add_(self.mask)
-        weights = scores.softmax(dim=-1).to(q.dtype)
-        mixed = self._to_rows(self._to_slots(weights[..., : self.longest_prompt]) @ prompt_v, fold)
-        mixed = mixed + weights[..., self.longest_prompt :] @ own_v
-        return mixed.reshape(rows, -1)
+        cache, rows = self.cache, self.rows
+        q = q.unflatten(1, (k.shape[1], -1))
+        own_k, own_v = cache.own_k[layer], cache.own_v[layer]
+        own_k[self.index, :, self.own_lengths] = k
+        own_v[self.index, :, self.own_lengths] = v
+        over_own = attend(
+            q, own_k[:rows, :, : self.longest_own], own_v[:rows, :, : self.longest_own], self.own_mask, cache.scale
+        )
+        over_prompt = attend(
+            self._to_slots(q),
+            cache.prompt_k[layer, : self.slots, :, : self.longest_prompt],
+            cache.prompt_v[layer, : self.slots, :, : self.longest_prompt],
+            self.prompt_mask,
+            cache.scale,
+        )
+        by_row = Mixed(self._to_rows(over_prompt.values), self._to_rows(over_prompt.log_total[..., None])[..., 0])
+        return joined(by_row, over_own).reshape(rows, -1)
 
     def _to_slots(self, x: Tensor) -> Tensor:
-        """[B, Hkv, G, X] to [slots, Hkv, width * G, X]; empty cells are 0."""
-        cells = x.new_zeros(self.slots * self.width, *x.shape[1:])
-        cells[self.cell] = x
-        grid = cells.view(self.slots, self.width, *x.shape[1:]).transpose(1, 2)
-        return grid.reshape(self.slots, x.shape[1], self.width * x.shape[2], x.shape[3])
+        """[B, Hkv, G, X] to [slots, Hkv, width * G, X]."""
+        grid: Tensor = x[self.row_of].unflatten(0, (self.slots, self.width))
+        return grid.transpose(1, 2).flatten(2, 3)
 
-    def _to_rows(self, x: Tensor, fold: int) -> Tensor:
+    def _to_rows(self, x: Tensor) -> Tensor:
         """[slots, Hkv, width * G, X] to [B, Hkv, G, X]."""
-        grid: Tensor = x.unflatten(2, (self.width, fold)).transpose(1, 2)
-        return grid.reshape(self.slots * self.width, *grid.shape[2:])[self.cell]
+        grid: Tensor = x.unflatten(2, (self.width, -1))
+        return grid.transpose(1, 2).flatten(0, 1)[self.cell_of]
+
+
+def _hidden_from(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """[n] lengths to a mask [n, 1, 1, longest]: 0 within, -inf beyond."""
+    beyond = (torch.arange(longest, device=lengths.device)[None] >= lengths[:, None])[:, None, None]
+    return torch.zeros(beyond.shape, dtype=dtype, device=lengths.device).masked_fill_(beyond, float("-inf"))

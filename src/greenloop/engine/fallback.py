@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from greenloop.engine.generate import Request
-from greenloop.engine.sampler import Sampling, draw, uniforms
+from greenloop.engine.request import Request, Sampling
+from greenloop.engine.sampler import draw, uniforms
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
 from greenloop.types import Completion
@@ -47,7 +47,7 @@ class TransformersEngine:
         output = self.model(input_ids=prompt, past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(request.samples)
         logits: Tensor = output.logits[:, -1].expand(request.samples, -1)
-        samples = [request.first_sample + k for k in range(request.samples)]
+        samples = list(range(request.samples))
         randoms = {k: uniforms(seed_for(request.seed, k), sampling.max_new_tokens) for k in samples}
         tokens: dict[int, list[int]] = {k: [] for k in samples}
         logprobs: dict[int, list[float]] = {k: [] for k in samples}

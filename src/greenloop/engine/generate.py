@@ -8,48 +8,24 @@ reward and no adapter files. `refresh` after an optimiser step keeps the rollout
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from greenloop.decoder import Decoder
 from greenloop.engine.cache import KVCache, PromptAttention, RowAttention
-from greenloop.engine.decoder import Decoder
-from greenloop.engine.sampler import Sampling, draw, uniforms
+from greenloop.engine.request import Request, Sampling
+from greenloop.engine.sampler import draw, uniforms
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Finish
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One prompt and how many completions are wanted of it."""
-
-    token_ids: tuple[int, ...]
-    samples: int
-    seed: int
-    """Sample k draws from `seed_for(seed, k)`, whatever runs beside it."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a completion; they and what follows are not part of its text."""
-    ends: Callable[[str], bool] | None = None
-    """Asked at each line end whether the text so far is a whole answer."""
-    first_sample: int = 0
-    """Number of the first sample, for callers that draw more later."""
-
-
-class Generator(Protocol):
-    """A rollout engine."""
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Every request's completions, each as soon as it ends."""
-        ...
-
-    def refresh(self) -> None:
-        """Take the adapter's present values."""
-        ...
+CACHE_BYTES = 2**30
+MOST_ROWS = 128
+"""More rows gain little: at 128 the arithmetic outweighs the reading of the weights."""
 
 
 @dataclass(slots=True)
@@ -78,20 +54,33 @@ class _Slot:
 class Engine:
     """Rollouts for the Llama/Qwen family on any device."""
 
-    def __init__(self, model: nn.Module, stopper: Stopper, *, rows: int = 64) -> None:
-        self.decoder = Decoder(model)
+    def __init__(self, decoder: Decoder, stopper: Stopper, *, rows: int = 0) -> None:
+        """With at most `rows` completions decoded at a time; 0: as many as `CACHE_BYTES` hold, at most `MOST_ROWS`."""
+        self.decoder = decoder
         self.stopper = stopper
         self.rows = rows
+        self.decoder.pack(rows or MOST_ROWS)
 
     def refresh(self) -> None:
         """Take the adapter's present values."""
         self.decoder.refresh()
+        self.decoder.pack(self.rows or MOST_ROWS)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Every request's completions, each as soon as it ends; at most `rows` are decoded at a time."""
+        """Every request's completions, each as soon as it ends."""
         if requests:
-            yield from _Batch(self.decoder, self.stopper, requests, sampling, self.rows).run()
+            rows = self.rows or affordable_rows(self.decoder, requests, sampling)
+            yield from _Batch(self.decoder, self.stopper, requests, sampling, rows).run()
+
+
+def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling) -> int:
+    """How many completions may be in flight within `CACHE_BYTES`, each with its strip and its share of the prompts."""
+    of_token = KVCache.bytes_per_token(decoder)
+    prompt = max(len(request.token_ids) for request in requests)
+    siblings = max(min(request.samples for request in requests), 1)
+    row = of_token * (sampling.max_new_tokens + prompt / siblings)
+    return max(1, min(MOST_ROWS, int(CACHE_BYTES / row)))
 
 
 class _Batch:
@@ -101,9 +90,7 @@ class _Batch:
         self, decoder: Decoder, stopper: Stopper, requests: Sequence[Request], sampling: Sampling, rows: int
     ) -> None:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
-        self.waiting = deque(
-            (group, request.first_sample + k) for group, request in enumerate(requests) for k in range(request.samples)
-        )
+        self.waiting = deque((group, k) for group, request in enumerate(requests) for k in range(request.samples))
         self.capacity = min(rows, len(self.waiting))
         self.cache = KVCache(
             decoder,

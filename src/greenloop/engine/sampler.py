@@ -13,28 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greenloop.engine.request import Sampling
+
 _BLOCK = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 is greedy."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
-
-    @property
-    def greedy(self) -> bool:
-        """The likeliest token always; nothing random."""
-        return self.temperature == 0
-
-    @property
-    def truncates(self) -> bool:
-        """Some tokens are cut off before the draw."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +41,14 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
         uniform: [B] float in [0, 1), ignored when greedy.
         sampling: temperature and truncation.
     """
+    scores = logits.float()
     if sampling.greedy:
-        scores = logits.float()
         tokens = scores.argmax(dim=-1)
-        return Drawn(tokens, _logprob(scores, tokens))
-    scores = logits.float() / sampling.temperature
-    peak = scores.amax(dim=-1, keepdim=True)
-    weights = (scores - peak).exp_()
-    kept = truncate(weights, sampling) if sampling.truncates else weights
-    tokens = inverse_cdf(kept, uniform)
-    chosen = scores.gather(1, tokens[:, None]) - peak
-    return Drawn(tokens, (chosen - weights.sum(dim=-1, keepdim=True).log()).squeeze(1))
+        logprobs = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)
+        return Drawn(tokens, logprobs)
+    weights = (scores.div_(sampling.temperature) if scores is not logits else scores / sampling.temperature).softmax(-1)
+    tokens = inverse_cdf(truncate(weights, sampling) if sampling.truncates else weights, uniform)
+    return Drawn(tokens, weights.gather(1, tokens[:, None]).squeeze(1).log())
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -87,7 +65,7 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     if padding:
         weights = torch.nn.functional.pad(weights, (0, padding))
     blocks = weights.view(rows, -1, _BLOCK)
-    edges = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    edges = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     target = uniform.to(edges.dtype)[:, None] * edges[:, -1:]
     block = _first_above(edges, target)
     before = torch.where(block > 0, edges.gather(1, (block - 1).clamp_min(0)), 0.0)
@@ -122,7 +100,3 @@ def truncate(weights: Tensor, sampling: Sampling) -> Tensor:
     if sampling.min_p > 0:
         kept = kept.masked_fill(kept < sampling.min_p * kept.amax(dim=-1, keepdim=True), 0.0)
     return kept
-
-
-def _logprob(scores: Tensor, tokens: Tensor) -> Tensor:
-    return (scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)).to(torch.float32)

@@ -50,6 +50,7 @@ def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, schedul
     """
     try:
         set_peft_model_state_dict(policy.model, load_file(folder / "adapter.safetensors"))
+        policy.refresh()
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])

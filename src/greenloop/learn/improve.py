@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from greenloop.errors import TrainingError
-from greenloop.learn.packing import Pack, pack_group
+from greenloop.learn.logprob import Scored
+from greenloop.learn.packing import Pack, batched, pack_group
 from greenloop.learn.policy import Policy
 from greenloop.learn.rloo import clipped_rows, kl_shaped, leave_one_out, normalized, sequence_losses
 from greenloop.recipe import RlooSection
@@ -73,13 +74,32 @@ class _Tally:
     reference_s: float = 0.0
     kl: list[Tensor] = field(default_factory=list)
 
-    def first_pass(self, group: TokenGroup, pack: Pack, logprobs: Tensor, entropy: Tensor) -> None:
+    def first_pass(self, group: TokenGroup, pack: Pack, scored: Scored) -> None:
         sampled = torch.tensor([value for k in pack.completions for value in group.sampler_logprobs[k]])
-        gap = (sampled - logprobs).abs()
+        gap = (sampled - scored.logprobs.detach().cpu()).abs()
         self.tokens += len(sampled)
-        self.entropy += float(entropy.sum())
+        self.entropy += float(scored.entropy.sum())
         self.gap += float(gap.sum())
         self.gap_worst = max(self.gap_worst, float(gap.max()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """One batch of rollouts and what is known of it; the first pass fills in what is not."""
+
+    groups: Sequence[TokenGroup]
+    rewards: Tensor
+    """[P, K]."""
+    behaviour: Tensor | None
+    """[P, K] given summed log-probs of the policy that sampled."""
+    advantages: Tensor
+    """[P, K]; NaN where they wait for the first pass."""
+    fresh: Tensor
+    """[P, K] the first pass's summed log-probs."""
+
+    def unknown(self, p: int) -> bool:
+        """The group's advantages wait for the first pass."""
+        return bool(self.advantages[p].isnan().any())
 
 
 class Improver:
@@ -113,24 +133,23 @@ class Improver:
             TrainingError: the loss or the gradient is not finite; no step was taken with it.
         """
         tally = _Tally()
-        advantages = self._advantages_ahead(groups, rewards, behaviour, tally)
-        fresh = torch.full_like(rewards, math.nan)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(
-            self._first_pass(group, p, rewards, advantages, behaviour, fresh, tally) for p, group in enumerate(groups)
+        step = _Step(
+            groups=groups,
+            rewards=rewards,
+            behaviour=behaviour,
+            advantages=self._advantages_ahead(groups, rewards, behaviour, tally),
+            fresh=torch.full_like(rewards, math.nan),
         )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = sum(self._first_pass(step, batch, tally) for batch in self._batches(step))
         steps, norm = 0, 0.0
         if tally.rows:
             norm, steps = self._step(loss), 1
-            old = fresh if behaviour is None else behaviour
             for _ in range(self.rloo.passes - 1):
                 self.optimizer.zero_grad(set_to_none=True)
-                again = sum(
-                    self._later_pass(group, advantages[p], old[p], rewards.numel(), tally)
-                    for p, group in enumerate(groups)
-                )
+                again = sum(self._later_pass(step, batch, tally) for batch in self._batches(step))
                 norm, steps = self._step(again), steps + 1
-        return _update(tally, advantages, loss, norm, steps)
+        return _update(tally, step.advantages, loss, norm, steps)
 
     def _advantages_ahead(
         self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None, tally: _Tally
@@ -157,8 +176,8 @@ class Improver:
         reference = torch.empty_like(rewards)
         for pack in self._packs(group, range(rewards.shape[0])):
             rows = list(pack.completions)
-            sums[rows] = _per_completion(self.policy.logprobs(pack).logprobs, pack)
-            reference[rows] = self._reference(pack, tally)
+            sums[rows] = _per_completion(self.policy.logprobs([pack])[0].logprobs, pack)
+            reference[rows] = self._references([pack], tally)[0]
         return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference, tally)
 
     def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor, tally: _Tally) -> Tensor:
@@ -166,60 +185,62 @@ class Improver:
         tally.kl.append(kl)
         return leave_one_out(kl_shaped(rewards, kl, self.beta)[None])[0]
 
-    def _reference(self, pack: Pack, tally: _Tally) -> Tensor:
-        """[R] summed log-probs under the base."""
+    def _references(self, packs: Sequence[Pack], tally: _Tally) -> list[Tensor]:
+        """[R] summed log-probs under the base, pack by pack."""
+        if not packs:
+            return []
         started = time.perf_counter()
-        sums = _per_completion(self.policy.reference_logprobs(pack), pack)
+        logprobs = self.policy.reference_logprobs(packs)
         tally.reference_s += time.perf_counter() - started
-        return sums
+        return [_per_completion(tokens, pack) for tokens, pack in zip(logprobs, packs, strict=True)]
 
-    def _first_pass(
-        self,
-        group: TokenGroup,
-        p: int,
-        rewards: Tensor,
-        advantages: Tensor,
-        behaviour: Tensor | None,
-        fresh: Tensor,
-        tally: _Tally,
-    ) -> float:
-        """Gradients of one group; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
-        total = 0.0
-        unknown = bool(advantages[p].isnan().any())
-        for pack in self._packs(group, range(rewards.shape[1]) if unknown else self._live(group, advantages[p])):
+    def _batches(self, step: _Step) -> list[list[tuple[int, Pack]]]:
+        """What has a gradient, or whose advantage must be measured first, in forwards of the token budget."""
+        packs = [
+            (p, pack)
+            for p, group in enumerate(step.groups)
+            for pack in self._packs(group, range(len(group.completions)) if step.unknown(p) else self._live(step, p))
+        ]
+        return batched(packs, self.rloo.token_budget)
+
+    def _first_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
+        """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
+        unknown = [step.unknown(p) for p, _ in batch]
+        scored = self.policy.logprobs([pack for _, pack in batch])
+        references = self._references([pack for (_, pack), waits in zip(batch, unknown, strict=True) if waits], tally)
+        losses = []
+        for (p, pack), result, waits in zip(batch, scored, unknown, strict=True):
             rows = list(pack.completions)
-            scored = self.policy.logprobs(pack)
-            sums = _per_completion(scored.logprobs, pack)
-            fresh[p, rows] = sums.detach()
-            tally.first_pass(group, pack, scored.logprobs.detach().cpu(), scored.entropy)
-            old = sums.detach() if behaviour is None else behaviour[p, rows]
-            if unknown:
-                advantages[p] = self._shaped_advantages(rewards[p], old, self._reference(pack, tally), tally)
-            total += self._backward(sums, old, advantages[p, rows], rewards.numel(), tally)
-        return total
+            sums = _per_completion(result.logprobs, pack)
+            step.fresh[p, rows] = sums.detach()
+            tally.first_pass(step.groups[p], pack, result)
+            old = sums.detach() if step.behaviour is None else step.behaviour[p, rows]
+            if waits:
+                step.advantages[p] = self._shaped_advantages(step.rewards[p], old, references.pop(0), tally)
+            losses.append(self._loss(sums, old, step.advantages[p, rows], step.rewards.numel(), tally))
+        return _backward(losses)
 
-    def _later_pass(self, group: TokenGroup, advantages: Tensor, behaviour: Tensor, count: int, tally: _Tally) -> float:
-        """Gradients of one group against the first pass's log-probs. Returns its share of the loss."""
-        total = 0.0
-        for pack in self._packs(group, self._live(group, advantages)):
+    def _later_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
+        """Gradients of one batch against the first pass's log-probs. Returns its share of the loss."""
+        old = step.fresh if step.behaviour is None else step.behaviour
+        losses = []
+        for (p, pack), result in zip(batch, self.policy.logprobs([pack for _, pack in batch]), strict=True):
             rows = list(pack.completions)
-            sums = _per_completion(self.policy.logprobs(pack).logprobs, pack)
-            total += self._backward(sums, behaviour[rows], advantages[rows], count, tally)
-        return total
+            sums = _per_completion(result.logprobs, pack)
+            losses.append(self._loss(sums, old[p, rows], step.advantages[p, rows], step.rewards.numel(), tally))
+        return _backward(losses)
 
-    def _backward(self, sums: Tensor, old: Tensor, advantages: Tensor, count: int, tally: _Tally) -> float:
+    def _loss(self, sums: Tensor, old: Tensor, advantages: Tensor, count: int, tally: _Tally) -> Tensor:
+        """The completions' share of the loss."""
         loss = sequence_losses(sums, old, advantages, **self.clip).sum() / count
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is {float(loss.detach())}")
         tally.rows += int(advantages.count_nonzero())
         tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
-        loss.backward()
-        return float(loss.detach())
+        return loss
 
-    def _live(self, group: TokenGroup, advantages: Tensor) -> list[int]:
-        """The completions with a gradient."""
-        live = advantages.nonzero().flatten().tolist()
-        return [k for k in live if not (self.rloo.mask_truncated and group.truncated[k])]
+    def _live(self, step: _Step, p: int) -> list[int]:
+        """The group's completions with a gradient."""
+        live = step.advantages[p].nonzero().flatten().tolist()
+        return [k for k in live if not (self.rloo.mask_truncated and step.groups[p].truncated[k])]
 
     def _packs(self, group: TokenGroup, rows: Sequence[int]) -> list[Pack]:
         return pack_group(group.prompt, group.completions, rows, self.rloo.token_budget)
@@ -230,8 +251,18 @@ class Improver:
         if not math.isfinite(norm):
             raise TrainingError(f"the gradient norm is {norm} (loss {loss})")
         self.optimizer.step()
+        self.policy.refresh()
         self.scheduler.step()
         return norm
+
+
+def _backward(losses: Sequence[Tensor]) -> float:
+    """Add the gradients of the sum of `losses`; returns it."""
+    loss = torch.stack(list(losses)).sum()
+    if not torch.isfinite(loss):
+        raise TrainingError(f"the loss is {float(loss.detach())}")
+    loss.backward()
+    return float(loss.detach())
 
 
 def _per_completion(tokens: Tensor, pack: Pack) -> Tensor:

@@ -24,6 +24,11 @@ class Scored:
     entropy: Tensor
     """[M] float32 nats of the next-token distribution, no gradient."""
 
+    def split(self, sizes: list[int]) -> list[Scored]:
+        """In pieces of `sizes` tokens."""
+        pieces = zip(self.logprobs.split(sizes), self.entropy.split(sizes), strict=True)
+        return [Scored(logprobs, entropy) for logprobs, entropy in pieces]
+
 
 def score(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> Scored:
     """Full-vocabulary log-softmax of logits / temperature at the labels, in float32.
@@ -48,11 +53,10 @@ class _ChunkedLogProb(torch.autograd.Function):
         slope = torch.empty_like(hidden) if wanted else None
         for start in range(0, count, _CHUNK):
             rows = slice(start, min(start + _CHUNK, count))
-            scores = (hidden[rows] @ head.T).float().div_(temperature)
-            total = scores.logsumexp(dim=-1)
-            logprobs[rows] = scores.gather(1, labels[rows, None]).squeeze(1) - total
-            probabilities = torch.exp(scores - total[:, None])
-            entropy[rows] = total - torch.linalg.vecdot(probabilities, scores)
+            scores = (hidden[rows] @ head.T).float().div_(temperature).log_softmax(dim=-1)
+            logprobs[rows] = scores.gather(1, labels[rows, None]).squeeze(1)
+            probabilities = scores.exp()
+            entropy[rows] = -torch.linalg.vecdot(probabilities, scores)
             if slope is not None:
                 # p - 1 at the label in float32: a confident token's slope would drown in the rounding of p otherwise.
                 probabilities.scatter_add_(

@@ -100,3 +100,22 @@ def pack_group(
     if taken:
         packs.append(pack(prompt, completions, taken))
     return packs
+
+
+def batched(packs: Sequence[tuple[int, Pack]], token_budget: int) -> list[list[tuple[int, Pack]]]:
+    """(group, pack) pairs, in their order, in batches of at most `token_budget` inputs for one forward each.
+
+    >>> several = [(p, pack([1, 2], [[3, 4]], [0])) for p in range(3)]
+    >>> [[p for p, _ in batch] for batch in batched(several, 6)]
+    [[0, 1], [2]]
+    """
+    batches: list[list[tuple[int, Pack]]] = []
+    size = 0
+    for group, one in packs:
+        tokens = len(one.token_ids)
+        if not batches or size + tokens > token_budget:
+            batches.append([])
+            size = 0
+        batches[-1].append((group, one))
+        size += tokens
+    return batches

@@ -1,12 +1,11 @@
 """The policy: a frozen base model with a LoRA adapter (PEFT), and its log-probs over packs.
 
-The reference policy is the same model with the adapter disabled. The base stays in its dtype, the adapter in float32.
+The reference policy is the same model without the adapter. The base stays in its dtype, the adapter in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
+from greenloop.decoder import SUPPORTED, Decoder, DecoderLayer, supported, unwrapped
 from greenloop.errors import ConfigError
-from greenloop.learn import tree_attention
+from greenloop.learn.layer import Plan, Thinning, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
-from greenloop.learn.lora_linear import speed_up
 from greenloop.learn.packing import Pack
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
-_PACKABLE = frozenset({"llama", "qwen2", "qwen3", "mistral"})
+LayerForward = Callable[[Plan, DecoderLayer, Tensor], Tensor]
 
 
 def adapt(model: Any, lora: LoraSection, seed: int, base_name: str) -> PeftModel:
@@ -64,54 +63,52 @@ class Policy:
     def __init__(self, model: PeftModel, temperature: float) -> None:
         self.model = model
         self.temperature = temperature
-        self.causal: Any = model.get_base_model()
-        self.device: torch.device = self.causal.lm_head.weight.device
-        config = self.causal.config
-        if config.model_type not in _PACKABLE:
+        if not supported(model):
             raise ConfigError(
-                f"model: training packs groups for {', '.join(sorted(_PACKABLE))} only, not {config.model_type}; "
-                "use a model of these families"
+                f"model: training needs a {', '.join(sorted(SUPPORTED))} model with full attention and plain LoRA on "
+                f"its linear layers, this is {unwrapped(model).config.model_type}; use a model of these families"
             )
+        self.decoder = Decoder(model)
+        dropout = model.peft_config["default"].lora_dropout
+        self._thinning = Thinning(dropout, torch.Generator(self.decoder.device)) if dropout else None
         model.train()
-        speed_up(model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def logprobs(self, pack: Pack) -> Scored:
-        """Log-prob and entropy of each of the pack's trained tokens, [M] each."""
-        pack = pack.to(self.device)
-        hidden = self._hidden(pack)
-        return score(hidden[pack.scored], self.causal.lm_head.weight, pack.labels, self.temperature)
+    def refresh(self) -> None:
+        """Take the adapter's present values: to be called after each optimiser step."""
+        self.decoder.refresh()
+
+    def seed_dropout(self, seed: int) -> None:
+        """Dropout masks are drawn from here on with this seed (nothing happens at dropout 0)."""
+        if self._thinning is not None:
+            self._thinning.generator.manual_seed(seed)
+
+    def logprobs(self, packs: Sequence[Pack]) -> list[Scored]:
+        """Log-prob and entropy of each of the packs' trained tokens, [M] each, from one forward."""
+        return self._scored(packs, layer_forward, self._thinning)
 
     @torch.no_grad()
-    def reference_logprobs(self, pack: Pack) -> Tensor:
-        """[M] log-probs under the base model."""
-        with self.model.disable_adapter():
-            return self.logprobs(pack).logprobs
+    def reference_logprobs(self, packs: Sequence[Pack]) -> list[Tensor]:
+        """[M] log-probs under the base model, pack by pack."""
+        return [scored.logprobs for scored in self._scored(packs, reference_forward, None)]
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's own format."""
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def _hidden(self, pack: Pack) -> Tensor:
-        """[N, d] hidden states after the final norm."""
-        with _tree_attention(self.causal):
-            output = self.causal.model(
-                input_ids=pack.token_ids[None], position_ids=pack.positions[None], use_cache=False, pack=pack
-            )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-
-@contextmanager
-def _tree_attention(model: Any) -> Iterator[None]:
-    """The model attends along packs inside; its own attention is put back after."""
-    before = model.config._attn_implementation
-    model.config._attn_implementation = tree_attention.NAME
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
+    def _scored(self, packs: Sequence[Pack], through: LayerForward, thinning: Thinning | None) -> list[Scored]:
+        decoder = self.decoder
+        packs = [pack.to(decoder.device) for pack in packs]
+        plan = Plan(decoder, packs, *decoder.rotary(torch.cat([pack.positions for pack in packs])), thinning)
+        hidden = decoder.embed(torch.cat([pack.token_ids for pack in packs]))
+        for layer in decoder.layers:
+            hidden = through(plan, layer, hidden)
+        pieces = zip(hidden.split([len(pack.token_ids) for pack in packs]), packs, strict=True)
+        scored = decoder.norm(torch.cat([piece[pack.scored] for piece, pack in pieces]))
+        labels = torch.cat([pack.labels for pack in packs])
+        sizes = [len(pack.labels) for pack in packs]
+        return score(scored, decoder.head, labels, self.temperature).split(sizes)

@@ -1,0 +1,145 @@
+"""Several linear layers that read the same input, as one matrix, with their LoRA paths in it.
+
+In: the linear layers of a transformers model, plain or wrapped by PEFT. The low-rank path stays separate (merging LoRA
+into bfloat16 weights rounds the update away), but every B stands as further columns beside the base: with
+low = x A^T, one product [x | low] [W | s B]^T gives the whole output, and in training its transpose gives both
+gradients. The adapter is stored and stepped in float32 by PEFT; here is its copy in the base's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greenloop.decoder.kernels import packed, packed_linear
+
+
+class FusedLinear:
+    """One product for several layers. The layers' own weights become views of it, so the memory is paid once."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.layers = layers
+        bases = [base_of(layer) for layer in layers]
+        self.widths = [base.weight.shape[0] for base in bases]
+        self.ranks = [_rank(layer) for layer in layers]
+        self.rank = sum(self.ranks)
+        first = bases[0].weight
+        self.in_features = first.shape[1]
+        self.weight = first.new_zeros(sum(self.widths), self.in_features + self.rank)
+        """[out, in + rank]: the base, then every B, scaled, block by block."""
+        self.down = first.new_zeros(self.rank, self.in_features)
+        """[rank, in]: every A."""
+        self.bias = _fused_bias(bases)
+        self._packed: Tensor | None = None
+        self._packed_rows = 0
+        row = 0
+        for base, width in zip(bases, self.widths, strict=True):
+            view = self.weight[row : row + width, : self.in_features]
+            base.weight.data = view.copy_(base.weight)
+            row += width
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the adapter's present values."""
+        self._packed = None
+        for layer, rank, out in self._blocks():
+            a, b, scale = lora_of(layer)
+            self.down[rank].copy_(a)
+            self.weight[out, self.in_features :][:, rank].copy_(b * scale)
+
+    def pack(self, rows: int) -> None:
+        """Lay the present weight out for calls with at most `rows` rows, until the next `refresh`."""
+        self._packed, self._packed_rows = packed(self.weight, rows), rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, in] to [N, sum of the layers' outputs]."""
+        joined = self.joined(x)
+        if self._packed is None or x.shape[0] > self._packed_rows:
+            return self.product(joined)
+        out = packed_linear(joined, self._packed)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def joined(self, x: Tensor, dropped: Tensor | None = None) -> Tensor:
+        """[x | x A^T], [N, in + rank].
+
+        Args:
+            x: [N, in].
+            dropped: what the adapter reads instead of `x`, if its input was thinned out.
+        """
+        return torch.cat([x, F.linear(x if dropped is None else dropped, self.down)], dim=1) if self.rank else x
+
+    def without_adapter(self, x: Tensor) -> Tensor:
+        """[N, in] to [N, out] of the base layers alone."""
+        return self.product(F.pad(x, (0, self.rank)))
+
+    def product(self, joined: Tensor) -> Tensor:
+        """[N, in + rank] of `joined` to the outputs [N, out]."""
+        return F.linear(joined, self.weight, self.bias)
+
+    def adapter(self) -> list[nn.Parameter]:
+        """The float32 A and B of each adapted layer, in turn."""
+        return [weight for layer, _, _ in self._blocks() for weight in lora_of(layer)[:2]]
+
+    def adapter_gradients(self, down: Tensor, up: Tensor) -> list[Tensor]:
+        """Gradients for `adapter()`.
+
+        Args:
+            down: [rank, in] gradient of `down`.
+            up: [out, rank] gradient of the weight's last columns; what lies off their blocks means nothing.
+        """
+        gradients = []
+        for layer, rank, out in self._blocks():
+            a, b, scale = lora_of(layer)
+            gradients.append(down[rank].to(a.dtype))
+            gradients.append(up[out, rank].to(b.dtype) * scale)
+        return gradients
+
+    def _blocks(self) -> list[tuple[nn.Module, slice, slice]]:
+        """Each adapted layer with its rows of `down` and its rows of `weight`."""
+        blocks, low, row = [], 0, 0
+        for layer, width, rank in zip(self.layers, self.widths, self.ranks, strict=True):
+            if rank:
+                blocks.append((layer, slice(low, low + rank), slice(row, row + width)))
+            low, row = low + rank, row + width
+        return blocks
+
+
+def base_of(layer: Any) -> Any:
+    """The frozen linear under a LoRA layer, or the layer itself."""
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def lora_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float]:
+    """A [r, in], B [out, r] and the scale of the one active adapter."""
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether `FusedLinear` computes what the layer computes: a linear layer with at most one ordinary LoRA adapter."""
+    adapters = getattr(layer, "lora_A", None)
+    if not adapters:
+        return isinstance(layer, nn.Linear)
+    names = layer.active_adapters
+    return (
+        isinstance(base_of(layer), nn.Linear)
+        and list(adapters) == list(names)
+        and len(names) == 1
+        and not layer.use_dora[names[0]]
+        and not layer.lora_bias[names[0]]
+    )
+
+
+def _rank(layer: Any) -> int:
+    return lora_of(layer)[0].shape[0] if getattr(layer, "lora_A", None) else 0
+
+
+def _fused_bias(bases: list[Any]) -> Tensor | None:
+    if all(base.bias is None for base in bases):
+        return None
+    weight = bases[0].weight
+    return torch.cat([weight.new_zeros(b.weight.shape[0]) if b.bias is None else b.bias.data for b in bases])

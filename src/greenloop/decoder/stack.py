@@ -1,0 +1,223 @@
+"""A Llama or Qwen decoder as plain functions over fused weights.
+
+In: a transformers causal LM, with or without PEFT's LoRA layers. Out: hidden states. The attention itself is the
+caller's: prefill, decode and training read different keys. Sampler and trainer run this one stack, so they differ in
+the rounding of their matrix shapes alone; the residual stream is float32 for the same reason (in bfloat16 each layer
+would round it anew).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greenloop.decoder.kernels import packed, packed_linear
+from greenloop.decoder.linear import FusedLinear, is_plain
+
+SUPPORTED = frozenset({"llama", "qwen2", "qwen3", "mistral"})
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q [N, H, D], k [N, Hkv, D], v [N, Hkv, D]) -> [N, H * D]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMS normalisation of float32 values."""
+
+    weight: Tensor
+    """[d] float32."""
+    eps: float
+    dtype: torch.dtype
+    """Of the result."""
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """[..., d] to [..., 1]: 1 / root mean square."""
+        squares: Tensor = torch.linalg.vecdot(x, x)
+        return squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()[..., None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., d] to the same shape in the weights' dtype."""
+        return self.scaled(x, self.inverse(x))
+
+    def scaled(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """The same with `inverse(x)` at hand."""
+        return (x * inverse).mul_(self.weight).to(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """The weights of one layer."""
+
+    input_norm: Norm
+    qkv: FusedLinear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    output: FusedLinear
+    mlp_norm: Norm
+    gate_up: FusedLinear
+    down: FusedLinear
+
+    @property
+    def linears(self) -> tuple[FusedLinear, ...]:
+        """In the order of the computation."""
+        return (self.qkv, self.output, self.gate_up, self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class _PackedHead:
+    """The output head, which no adapter changes, laid out for few rows."""
+
+    weight: Tensor | None
+    rows: int
+
+
+class Decoder:
+    """Weights of a supported causal LM, fused."""
+
+    def __init__(self, model: nn.Module) -> None:
+        causal = unwrapped(model)
+        config = causal.config
+        self.inner: Any = causal.model
+        self.head: Tensor = causal.lm_head.weight
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        self.head_width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.scale = self.head_width**-0.5
+        self.layers = [_layer(layer, self.head.dtype) for layer in self.inner.layers]
+        self.norm = _norm(self.inner.norm, self.head.dtype)
+        self._cos = self._sin = torch.empty(0)
+        self._head = _PackedHead(None, 0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights and the caches."""
+        return self.head.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.device
+
+    def refresh(self) -> None:
+        """Take the adapter's present values."""
+        for layer in self.layers:
+            for fused in layer.linears:
+                fused.refresh()
+
+    def pack(self, rows: int) -> None:
+        """Lay the present weights out for forwards of at most `rows` tokens, until the next `refresh`."""
+        for layer in self.layers:
+            for fused in layer.linears:
+                fused.pack(rows)
+        if self._head.rows != rows:
+            self._head = _PackedHead(packed(self.head, rows), rows)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """[N] tokens at [N] positions to [N, d] hidden states after the final norm. Keeps no graph."""
+        hidden = self.embed(token_ids)
+        cos, sin = self.rotary(positions)
+        for index, layer in enumerate(self.layers):
+            q, k, v = self.heads_of(layer, layer.qkv(layer.input_norm(hidden)), cos, sin)
+            hidden += layer.output(attend(index, q, k, v))
+            hidden += layer.down(gated(layer.gate_up(layer.mlp_norm(hidden))))
+        return self.norm(hidden)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[N] to the residual stream [N, d], float32."""
+        embedded: Tensor = self.inner.embed_tokens(token_ids)
+        return embedded.float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, d] to [N, V]."""
+        if self._head.weight is None or hidden.shape[0] > self._head.rows:
+            return F.linear(hidden, self.head)
+        return packed_linear(hidden, self._head.weight)
+
+    def heads_of(self, layer: DecoderLayer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, out] of the fused projection to q [N, H, D], k and v [N, Hkv, D], q and k at their positions."""
+        heads = qkv.unflatten(-1, (-1, self.head_width))
+        q_and_k, v = heads[:, : self.heads + self.kv_heads], heads[:, self.heads + self.kv_heads :]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            q, k = q_and_k[:, : self.heads], q_and_k[:, self.heads :]
+            q_and_k = torch.cat([layer.query_norm(q.float()), layer.key_norm(k.float())], dim=1)
+        turned = rotate(q_and_k, cos, sin)
+        return turned[:, : self.heads], turned[:, self.heads :], v
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 1, D / 2] cosines and sines, from a table that grows as needed."""
+        needed = int(positions.max()) + 1
+        if needed > self._cos.shape[0]:
+            table = torch.arange(max(needed, 1024), device=self.device)[None]
+            cos, sin = self.inner.rotary_emb(torch.empty(1, dtype=self.dtype, device=self.device), table)
+            # Both halves of a head turn by the same angles.
+            half = self.head_width // 2
+            self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
+        return self._cos[positions], self._sin[positions]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[N, heads, D] with each pair (i, i + D / 2) turned by its angle; `-sin` turns back."""
+    half = x.shape[-1] // 2
+    left, right = x[..., :half], x[..., half:]
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(left, cos, out=turned[..., :half]).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=turned[..., half:]).addcmul_(left, sin)
+    return turned
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up: [N, 2m] to [N, m]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def supported(model: nn.Module) -> bool:
+    """Whether `Decoder` computes this model: a Llama or Qwen stack with full attention, fixed angles, plain LoRA."""
+    causal = unwrapped(model)
+    config: Any = causal.config
+    if config.model_type not in SUPPORTED or getattr(config, "hidden_act", "silu") != "silu":
+        return False
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    if rope not in {"default", "linear", "llama3", "yarn"} or windowed:
+        return False
+    ends_plain = isinstance(causal.lm_head, nn.Linear) and isinstance(causal.model.embed_tokens, nn.Embedding)
+    return ends_plain and all(is_plain(linear) for layer in causal.model.layers for linear in _linears(layer))
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    peft: Any = model
+    return peft.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _linears(layer: Any) -> list[nn.Module]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    ]
+
+
+def _layer(layer: Any, dtype: torch.dtype) -> DecoderLayer:
+    q, k, v, o, gate, up, down = _linears(layer)
+    query_norm, key_norm = (getattr(layer.self_attn, name, None) for name in ("q_norm", "k_norm"))
+    return DecoderLayer(
+        input_norm=_norm(layer.input_layernorm, dtype),
+        qkv=FusedLinear([q, k, v]),
+        query_norm=None if query_norm is None else _norm(query_norm, dtype),
+        key_norm=None if key_norm is None else _norm(key_norm, dtype),
+        output=FusedLinear([o]),
+        mlp_norm=_norm(layer.post_attention_layernorm, dtype),
+        gate_up=FusedLinear([gate, up]),
+        down=FusedLinear([down]),
+    )
+
+
+def _norm(module: Any, dtype: torch.dtype) -> Norm:
+    return Norm(module.weight.detach().float(), module.variance_epsilon, dtype)
