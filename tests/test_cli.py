@@ -93,3 +93,31 @@ def test_recipes_are_listed_shown_and_explained():
     assert "starter" in greenloop("recipes", "list").stdout.split()
     assert "max_new_tokens" in greenloop("recipes", "show", "starter").stdout
     assert "sampling.temperature = 0.8: " in greenloop("recipes", "keys").stdout
+
+
+def test_doctor_names_the_level_and_proves_it():
+    result = greenloop("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "level      full, proven" in result.stdout or "level      no-open, proven" in result.stdout
+
+
+def test_an_evaluation_never_overwrites_another(tmp_path: Path):
+    (tmp_path / "results.json").write_text("{}")
+    result = greenloop("eval", "smollm2-135m", "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert (
+        result.stderr
+        == f"greenloop: --out: {tmp_path} holds the results of an evaluation already; give another folder\n"
+    )
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_programs_run_without_locks_only_if_both_options_say_so(samples: Path):
+    score = ("score", "--tasks", "starter:test", "--samples", str(samples))
+    for options in (["--sandbox", "rlimits-only"], ["--allow-unsandboxed"], ["--sandbox", "none"]):
+        result = greenloop(*score, *options)
+        assert result.returncode == 2
+        assert result.stderr.startswith("greenloop: --sandbox")
+    result = greenloop(*score, "--sandbox", "rlimits-only", "--allow-unsandboxed")
+    assert result.returncode == 0
+    assert "UNSANDBOXED" in result.stderr

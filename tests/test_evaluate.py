@@ -22,7 +22,7 @@ from greenloop.exports import continuation, whole_program
 from greenloop.prompt import get_protocol, render
 from greenloop.ratios import Share, compare_ratios, ratio_estimate
 from greenloop.results import evaluation_lines, evaluation_record, read_record, write_evaluation
-from greenloop.sandbox import ProcessVerifier
+from greenloop.sandbox import SandboxVerifier
 from greenloop.score import score
 from greenloop.summary import Mode
 from greenloop.tasks import load_tasks
@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "greenloop": "0.1.0",
     "torch": "2.13.0",
     "cpu": "a CPU",
-    "sandbox_level": "process",
+    "sandbox_level": "full",
     "seed": 5,
     "model": {"spec": "tiny", "base_name": "org/tiny", "weights_sha256": "ab" * 32, "licence": "mit"},
     "tasks": {"spec": "starter:train"},
@@ -88,6 +88,8 @@ class Scripted:
 
 class Table:
     """A verifier that knows the verdicts on the texts above without running anything."""
+
+    level, notice = "scripted", "nothing is run"
 
     def __init__(self, broken: str = "nothing") -> None:
         self.broken = broken
@@ -361,7 +363,7 @@ def test_a_results_file_says_all_that_it_takes_to_repeat_it(byte_tokenizer, tmp_
         "greenloop": "0.1.0",
         "torch": "2.13.0",
         "cpu": "a CPU",
-        "sandbox_level": "process",
+        "sandbox_level": "full",
     }
     assert record["tasks"]["sha256"] == result.task_set.sha256
     assert record["settings"] == {
@@ -393,7 +395,7 @@ def test_a_results_file_says_all_that_it_takes_to_repeat_it(byte_tokenizer, tmp_
 
 def test_the_samples_file_can_be_scored_again_to_the_same_outcomes(byte_tokenizer, tmp_path):
     tasks = exercises(*FOUR)
-    with ProcessVerifier(workers=2) as verifier:
+    with SandboxVerifier(workers=2) as verifier:
         result = evaluate(scripted(byte_tokenizer, tasks, FOUR), byte_tokenizer, verifier, tasks, BOTH, seed=3)
     write_evaluation(tmp_path, result, ENVIRONMENT)
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The interim judge: what a program can and cannot make of its verdict."""
+"""The judge: what a program can and cannot make of its verdict."""
 
 import os
 import resource
@@ -13,8 +13,8 @@ from random import Random
 import pytest
 
 from greenloop.errors import SandboxError
-from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
-from greenloop.sandbox.conversation import Conversation, Job, MalformedAnswerError
+from greenloop.sandbox import Limits, SandboxVerifier
+from greenloop.sandbox.pool import NOTICES
 from greenloop.sandbox.transcript import BlockResult, Ending, LoadResult, Transcript, outcome_of, verdict_of
 from greenloop.seeding import seed_for
 from greenloop.tasks import load_tasks
@@ -33,7 +33,7 @@ THREE = task("assert f(1) == 2", "assert f(41) == 42", hidden_tests=("assert f(-
 
 
 def judged(program: str | None, exercise: Task = THREE, limits: Limits = QUICK) -> Verdict:
-    with ProcessVerifier(limits, workers=1) as verifier:
+    with SandboxVerifier(limits, workers=1) as verifier:
         return verifier.submit(exercise, program).result()
 
 
@@ -128,7 +128,7 @@ OUTCOMES = [
     ("def f(x): raise SystemExit(0)", Outcome.ERROR, 0, True),
     ("import os; os._exit(0)", Outcome.CRASHED, 0, False),
     ("def f(x):\n    import os\n    os._exit(0)", Outcome.CRASHED, 0, True),
-    ("import os; os.kill(os.getpid(), 9)", Outcome.CRASHED, 0, False),
+    ("import os; os.kill(os.getpid(), 9)", Outcome.ERROR, 0, False),
     ("import ctypes; ctypes.string_at(0)", Outcome.CRASHED, 0, False),
     ("import os; os.closerange(0, 100)\n" + SUCCESSOR, Outcome.CRASHED, 0, False),
     (SPIN, Outcome.TIMEOUT, 0, False),
@@ -155,7 +155,7 @@ def test_a_completion_without_code_costs_no_process() -> None:
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])
 def test_memory_kept_to_the_last_byte_is_still_reported_as_memory(size: int) -> None:
     program = f"kept = []\ndef f(x):\n    while True: kept.append(bytearray({size}))"
-    with ProcessVerifier(Limits(memory_mib=64), workers=1) as verifier:
+    with SandboxVerifier(Limits(memory_mib=128), workers=1) as verifier:
         verdicts = [verifier.submit(THREE, program).result() for _ in range(10)]
     assert {verdict.outcome for verdict in verdicts} == {Outcome.MEMORY}
 
@@ -270,8 +270,9 @@ def test_tests_may_name_well_known_modules_without_importing_them() -> None:
 
 
 def test_random_draws_and_hash_order_are_the_same_in_every_process() -> None:
-    expected = Random(seed_for(0, "test", "t", 1)).random()
-    exercise = task("f()", f"assert f() == {expected!r}")
+    expected = Random(seed_for(0, "program", "t")).random()
+    in_test = Random(seed_for(0, "test", "t", 1)).random()
+    exercise = task(f"assert f() == {expected!r}", f"f()\nassert random.random() == {in_test!r}")
     assert judged("import random\ndef f(): return random.random()", exercise).outcome is Outcome.PASSED
     details = {judged("import random\nraise ValueError(hash('abc'), random.random())").detail for _ in range(3)}
     assert len(details) == 1
@@ -284,54 +285,46 @@ def test_the_process_starts_with_nothing() -> None:
     program = """
 import os, sys
 assert dict(os.environ) == {} and sys.argv == ["candidate"]
-assert os.listdir() == []
-assert os.getsid(0) == os.getpgid(0) == os.getpid()
+assert os.getcwd() == "/"
 assert sys.flags.no_site and sys.flags.no_user_site and sys.flags.safe_path and sys.dont_write_bytecode
-assert not any("site-packages" in folder for folder in sys.path)
-open_fds = [fd for fd in range(3, 1000) if os.path.exists(f"/proc/self/fd/{fd}")]
-assert len(open_fds) == 2, open_fds
-assert all(os.readlink(f"/proc/self/fd/{fd}") == "/dev/null" for fd in range(3))
-def f(x): raise ValueError(os.getcwd())
+assert not any("site-packages" in folder or "greenloop" in folder for folder in sys.path), sys.path
+def is_open(fd):
+    try: os.fstat(fd)
+    except OSError: return False
+    return True
+assert [fd for fd in range(1000) if is_open(fd)] == [0, 1, 2, 3]
+assert len({os.fstat(fd).st_rdev for fd in range(3)}) == 1
+def f(x): return x + 1
 """
     verdict = judged(program)
-    assert verdict.ran, verdict.detail
-    folder = Path(verdict.detail.rpartition(" ")[2])
-    assert folder.name.startswith("greenloop-")
-    assert not folder.exists()
+    assert verdict.outcome is Outcome.PASSED, verdict.detail
 
 
-def test_the_process_cannot_write_files_or_raise_its_limits() -> None:
+def test_the_process_is_refused_what_it_does_not_need() -> None:
     program = """
-import resource
-try:
-    with open("file", "w") as file: file.write("x")
-except OSError: blocked = True
+import os, resource, signal, socket, subprocess, sys, threading
+def refused(action):
+    try: action()
+    except (OSError, ValueError, RuntimeError): return True
+    return False
 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
 assert soft == hard == 512 << 20
 assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
-assert resource.getrlimit(resource.RLIMIT_NPROC)[0] < 100_000
-def f(x): return x + blocked
-"""
-    assert judged(program).outcome is Outcome.PASSED
-
-
-def test_what_the_program_forks_dies_with_it() -> None:
-    program = """
-import os, time
-def f(x):
-    pid = os.fork()
-    if not pid: time.sleep(60)
-    raise ValueError(pid)
+unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+refusals = [
+    refused(lambda: open("file", "w")), refused(lambda: open("/tmp/file", "w")), refused(lambda: os.listdir("/")),
+    refused(lambda: os.mkdir("/tmp/folder")), refused(lambda: os.unlink("/tmp/file")),
+    refused(lambda: os.symlink("/etc", "/tmp/link")), refused(lambda: os.chmod("/tmp", 0o777)),
+    refused(os.fork), refused(lambda: os.posix_spawn("/bin/true", ["true"], {})),
+    refused(lambda: subprocess.run(["/bin/true"])), refused(socket.socketpair),
+    refused(lambda: os.kill(os.getpid(), 0)), refused(lambda: signal.pidfd_send_signal(3, 0)),
+    refused(lambda: resource.setrlimit(resource.RLIMIT_AS, unlimited)), refused(lambda: os.nice(1)),
+    refused(lambda: os.setsid()), refused(lambda: os.memfd_create("x")), refused(lambda: os.sched_setaffinity(0, {0})),
+]
+def f(x): return x + 1 if all(refusals) else refusals
 """
     verdict = judged(program)
-    assert verdict.outcome is Outcome.ERROR
-    assert eventually(lambda: not is_running(int(verdict.detail.rpartition(" ")[2])))
-
-
-def test_a_forked_process_that_holds_the_pipe_delays_no_verdict() -> None:
-    verdict = judged("import os, time\nif os.fork(): os._exit(0)\ntime.sleep(60)", limits=Limits(wall_s=8))
-    assert verdict.outcome is Outcome.CRASHED
-    assert verdict.wall_s < 2
+    assert verdict.outcome is Outcome.PASSED, verdict.detail
 
 
 FLOOD = "import os\nwhile True:\n    for fd in range(3, 60):\n        try: os.write(fd, {data!r} * 4096)\n"
@@ -347,13 +340,15 @@ def test_a_flood_of_forged_answers_is_a_crash_and_ends_soon(data: bytes) -> None
 
 
 def test_limits_under_which_nothing_runs_are_refused_at_the_start() -> None:
-    with pytest.raises(SandboxError, match="a trivial one gave memory instead of passed"):
-        ProcessVerifier(Limits(memory_mib=1))
+    with pytest.raises(SandboxError, match=r"the proof 'a right program' gave \w+ instead of passed"):
+        SandboxVerifier(Limits(memory_mib=1))
 
 
 def test_a_process_that_cannot_start_is_our_fault_and_not_the_programs() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ProcessVerifier(QUICK, workers=1) as verifier:
+    with SandboxVerifier(QUICK, workers=1) as verifier:
+        for pid in children_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             verdict = verifier.submit(THREE, SUCCESSOR).result()
@@ -362,6 +357,23 @@ def test_a_process_that_cannot_start_is_our_fault_and_not_the_programs() -> None
         assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
     assert (verdict.outcome, verdict.ran) == (Outcome.HARNESS, False)
     assert "Too many open files" in verdict.detail
+
+
+def test_a_judge_that_dies_is_replaced_and_the_program_judged_again() -> None:
+    with SandboxVerifier(QUICK, workers=1) as verifier:
+        for pid in children_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
+
+
+def test_a_program_that_hangs_its_judge_loses() -> None:
+    """Tests that spin in the judge on what the program returned: the judge's own clock, and then its replacement."""
+    exercise = task("v = f(1)\nwhile v: pass", "assert f(1)")
+    with SandboxVerifier(Limits(cpu_s=0.5, wall_s=0.5), workers=1) as verifier:
+        assert verifier.submit(exercise, "def f(x): return 1").result().outcome is Outcome.TIMEOUT
+        stubborn = task("v = f(1)\nwhile v:\n    try:\n        while v: pass\n    except BaseException: pass")
+        assert verifier.submit(stubborn, "def f(x): return 1").result().outcome is Outcome.CRASHED
+        assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
 
 
 def test_hundreds_of_failing_tests_with_long_messages_fit_into_the_answer() -> None:
@@ -381,7 +393,7 @@ def test_impossible_limits_are_refused() -> None:
 
 
 def test_closing_kills_what_runs_and_gives_up_what_waits() -> None:
-    verifier = ProcessVerifier(Limits(wall_s=60), workers=2)
+    verifier = SandboxVerifier(Limits(wall_s=60), workers=2)
     futures = [verifier.submit(THREE, "import time\ntime.sleep(60)") for _ in range(6)]
     assert eventually(lambda: len(children_of(os.getpid())) >= 2)
     start = time.monotonic()
@@ -397,35 +409,39 @@ def test_closing_kills_what_runs_and_gives_up_what_waits() -> None:
 
 
 TRAINER = """
-import sys
-from greenloop.sandbox import Limits, ProcessVerifier
+from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.types import Task
 task = Task(task_id="t", statement="", entry_point="f", tests=("f(1)",))
-program = "open(%r, 'w'); import time; time.sleep(60)"
-with ProcessVerifier(Limits(wall_s=60), workers=2) as verifier:
-    futures = [verifier.submit(task, program % name) for name in sys.argv[1:]]
+with SandboxVerifier(Limits(wall_s=60), workers=2) as verifier:
+    futures = [verifier.submit(task, "import time; time.sleep(60)") for _ in range(2)]
     [future.result() for future in futures]
 """
 
 
+def descendants(pid: int) -> set[int]:
+    found = children_of(pid)
+    return found.union(*(descendants(child) for child in found))
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_no_program_survives_the_trainer(end: signal.Signals, tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    signs = [tmp_path / "first", tmp_path / "second"]
-    command = [sys.executable, "-c", TRAINER, *map(str, signs)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as trainer:
-        assert eventually(lambda: all(sign.exists() for sign in signs), seconds=20)
-        programs = children_of(trainer.pid)
-        assert len(programs) == 2
+def test_no_program_survives_the_trainer(end: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stderr=subprocess.DEVNULL) as trainer:
+        # Two judges, two fork servers, two programs; before them, each judge's proofs come and go.
+        processes: set[int] = set()
+        deadline = time.monotonic() + 20
+        while not (len(processes) == 6 and processes == descendants(trainer.pid)) and time.monotonic() < deadline:
+            processes = descendants(trainer.pid)
+            time.sleep(0.3)
+        assert len(processes) == 6
         trainer.send_signal(end)
         trainer.wait(timeout=5)
-        assert eventually(lambda: not any(map(is_running, programs)), seconds=2)
+        assert eventually(lambda: not any(map(is_running, processes)), seconds=2)
 
 
 def test_many_programs_leave_no_process_and_no_descriptor() -> None:
     programs = [SUCCESSOR, "import os; os._exit(3)", "def f(x): return 0", None]
     before = len(os.listdir("/proc/self/fd"))
-    with ProcessVerifier(QUICK, workers=4) as verifier:
+    with SandboxVerifier(QUICK, workers=4) as verifier:
         futures = [verifier.submit(THREE, program) for program in programs * 10]
         outcomes = [future.result().outcome for future in futures]
     assert outcomes == [Outcome.PASSED, Outcome.CRASHED, Outcome.FAILED, Outcome.NO_CODE] * 10
@@ -434,14 +450,25 @@ def test_many_programs_leave_no_process_and_no_descriptor() -> None:
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_the_level_says_what_it_does_not_cover() -> None:
-    assert LEVEL in NOTICE
-    assert "forge its verdict" in NOTICE
+def test_without_locks_the_verdict_is_still_decided_elsewhere_and_the_level_says_so() -> None:
+    with SandboxVerifier(QUICK, workers=1, unsandboxed=True) as verifier:
+        assert verifier.level == "rlimits-only"
+        assert "UNSANDBOXED" in verifier.notice
+        reads = "def f(x): return x + 1 if open('/proc/self/status').read() else 0"
+        assert verifier.submit(THREE, reads).result().outcome is Outcome.PASSED
+        forged = "class T:\n    def __eq__(self, other): return True\ndef f(x): return T()"
+        assert verifier.submit(THREE, forged).result().outcome is Outcome.FAILED
+
+
+def test_the_level_of_this_machine_is_a_locked_one() -> None:
+    with SandboxVerifier(QUICK, workers=1) as verifier:
+        assert verifier.level in ("full", "no-open")
+        assert verifier.notice == f"sandbox level '{verifier.level}': {NOTICES[verifier.level]}"
 
 
 def test_all_mbpp_references_pass(data_dir: Path) -> None:
     tasks = load_tasks("mbpp", data_dir=data_dir).tasks
-    with ProcessVerifier() as verifier:
+    with SandboxVerifier() as verifier:
         futures = [verifier.submit(exercise, exercise.reference) for exercise in tasks]
         verdicts = [future.result() for future in futures]
     failed = {
@@ -451,52 +478,6 @@ def test_all_mbpp_references_pass(data_dir: Path) -> None:
     }
     assert len(tasks) == 974
     assert failed == {}
-
-
-# The conversation, without a process
-
-
-def job() -> Job:
-    return Job(task=THREE, program=SUCCESSOR, nonce="beef")
-
-
-def test_tests_and_nonce_are_handed_over_only_after_the_top_level() -> None:
-    conversation = Conversation(job(), 1000)
-    opening = conversation.hear(b"ready\n")
-    assert SUCCESSOR.encode() in opening
-    assert b"assert" not in opening
-    assert b"beef" not in opening
-    exam = conversation.hear(b"loaded ok \n")
-    assert all(text in exam for text in (b"beef", b"assert f(1) == 2", b"assert f(-1) == 0"))
-    conversation.hear(b"beef 0 passed \nbeef 1 fai")
-    conversation.hear(b"led AssertionError: no\n")
-    assert conversation.blocks == [(BlockResult.PASSED, ""), (BlockResult.FAILED, "AssertionError: no")]
-    assert not conversation.complete
-    conversation.hear(b"beef 2 passed \n")
-    assert conversation.complete
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        b"hello\n",
-        b"ready\nready\n",
-        b"ready\nloaded fine\n",
-        b"ready\nloaded ok\nloaded ok\n",
-        b"ready\nloaded ok\n0 passed \n",
-        b"ready\nloaded ok\nbeee 0 passed \n",
-        b"ready\nloaded ok\nbeef 1 passed \n",
-        b"ready\nloaded ok\nbeef 0 passed \nbeef 0 passed \n",
-        b"ready\nloaded ok\nbeef 0 won \n",
-        b"ready\nloaded ok\nbeef 0 failed \x1b[31m\n",
-        b"ready\nloaded error E\nbeef 0 passed \n",
-        b"ready\nloaded ok\n" + b"".join(b"beef %d passed \n" % index for index in range(4)),
-        b"ready\n" + b"x" * 2000,
-    ],
-)
-def test_what_is_out_of_form_or_order_or_without_the_nonce_is_not_believed(said: bytes) -> None:
-    with pytest.raises(MalformedAnswerError):
-        Conversation(job(), 1000).hear(said)
 
 
 # The verdict, without a process

@@ -324,6 +324,8 @@ def test_the_hub_gives_the_same_content_as_the_files(
 class ScriptedVerifier:
     """Answers from a script: program -> outcomes of its successive runs."""
 
+    level, notice = "scripted", "nothing is run"
+
     def __init__(self, script: dict[str, list[tuple[Outcome, int, float]]]) -> None:
         self._script = {program: list(answers) for program, answers in script.items()}
 

@@ -31,6 +31,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 
 Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key.")]  # noqa: UP045
+SandboxLevel = Annotated[str, typer.Option("--sandbox", help="auto, or rlimits-only (no locks).")]
+AllowUnsandboxed = Annotated[bool, typer.Option("--allow-unsandboxed", help="Needed for rlimits-only.")]
 ModelSpec = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf, run or adapter folder, alias.")]
 TaskSpec = Annotated[
     str, typer.Option("--tasks", metavar="SPEC", help="starter:test, mbpp:test, humaneval, FILE.jsonl")
@@ -100,6 +102,8 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     rows: Annotated[int, typer.Option(min=0, help="Answers decoded at a time; 0 takes what fits 1 GiB.")] = 0,
     out: Annotated[Optional[Path], typer.Option(help="New folder; default runs/eval-MODEL-TASKS, numbered.")] = None,  # noqa: UP045
+    sandbox: SandboxLevel = "auto",
+    allow_unsandboxed: AllowUnsandboxed = False,
 ) -> None:
     """Score a model: greedy and sampled pass@k with 95 % intervals."""
     from rich.console import Console
@@ -123,6 +127,7 @@ def evaluate(
     path = evaluate_model(
         model, tasks, settings, out or _unused(Path("runs") / name), ConsoleReporter(console),
         cache_dir=_cache_dir(), data_dir=_data_dir(), seed=seed, limit=limit, dtype=dtype, device=device, rows=rows,
+        unsandboxed=_unsandboxed(sandbox, allow_unsandboxed),
     )  # fmt: skip
     console.print(f"results  {path}", highlight=False, soft_wrap=True)
 
@@ -150,18 +155,23 @@ def score(
     cpu_s: Annotated[float, typer.Option(help="CPU seconds a program.")] = 3.0,
     memory_mib: Annotated[int, typer.Option(help="Memory a program.")] = 512,
     workers: Annotated[int, typer.Option(min=0, help="Programs at a time; 0 takes one a core.")] = 0,
+    sandbox: SandboxLevel = "auto",
+    allow_unsandboxed: AllowUnsandboxed = False,
 ) -> None:
     """Judge ready-made completions."""
-    from greenloop.sandbox import NOTICE, Limits
+    from greenloop.sandbox import Limits
     from greenloop.score import score as judge
     from greenloop.tasks import load_tasks
 
-    typer.echo(NOTICE, err=True)
     try:
         limits = Limits(cpu_s=cpu_s, memory_mib=memory_mib)
     except ValueError as error:
         raise ConfigError(f"score: {error}") from None
-    scores = judge(load_tasks(tasks, data_dir=_data_dir()), samples, out, limits=limits, workers=workers or None)
+    scores = judge(
+        load_tasks(tasks, data_dir=_data_dir()), samples, out,
+        limits=limits, workers=workers or None, unsandboxed=_unsandboxed(sandbox, allow_unsandboxed),
+        on_notice=lambda notice: typer.echo(notice, err=True),
+    )  # fmt: skip
     if out is None:
         for line in scores.lines:
             typer.echo(line)
@@ -196,13 +206,35 @@ def generate(
     typer.echo(text)
 
 
+@app.command()
+def doctor() -> None:
+    """Say how programs can be locked up on this machine, and prove it."""
+    import platform
+
+    from greenloop.sandbox import SandboxVerifier
+    from greenloop.sandbox.inside import locks
+
+    abi = locks.landlock_abi()
+    known = "known" if locks.MACHINE in locks.SUPPORTED else "unknown"
+    typer.echo(f"kernel     {platform.release()}")
+    typer.echo(f"processor  {locks.MACHINE} (system call table {known})")
+    typer.echo(f"landlock   {f'version {abi}' if abi else 'not in this kernel: programs will be able to open no file'}")
+    with SandboxVerifier(workers=1) as verifier:
+        typer.echo(
+            f"level      {verifier.level}, proven: a right program passes, a wrong one fails, attacks are refused"
+        )
+        typer.echo(f"           {verifier.notice}")
+
+
 @tasks_app.command("check")
 def check_tasks(
     spec: Annotated[str, typer.Argument(help="Task set.")],
     against: Annotated[Optional[str], typer.Option(help="Also look for near-duplicates in this set.")] = None,  # noqa: UP045
+    sandbox: SandboxLevel = "auto",
+    allow_unsandboxed: AllowUnsandboxed = False,
 ) -> None:
     """Run every reference against its tests; report near-duplicates."""
-    from greenloop.sandbox import ProcessVerifier
+    from greenloop.sandbox import SandboxVerifier
     from greenloop.tasks import load_tasks
     from greenloop.tasks.audit import audit
     from greenloop.tasks.check import check_references
@@ -210,7 +242,7 @@ def check_tasks(
 
     task_set = load_tasks(spec, data_dir=_data_dir())
     other = load_tasks(against, data_dir=_data_dir()) if against else None
-    with ProcessVerifier() as verifier:
+    with SandboxVerifier(unsandboxed=_unsandboxed(sandbox, allow_unsandboxed)) as verifier:
         report = check_references(task_set, verifier)
     for line in (*check_lines(report), *audit_lines(audit(task_set, other))):
         typer.echo(line)
@@ -275,6 +307,15 @@ def main() -> None:
     except GreenloopError as error:
         typer.echo(f"greenloop: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _unsandboxed(level: str, allowed: bool) -> bool:
+    """Whether programs run without locks: both options must say so."""
+    if level not in ("auto", "rlimits-only"):
+        raise ConfigError(f"--sandbox: expected auto or rlimits-only (got {level!r})")
+    if (level == "rlimits-only") != allowed:
+        raise ConfigError("--sandbox rlimits-only and --allow-unsandboxed go together: programs are not locked up then")
+    return allowed
 
 
 def _unused(folder: Path) -> Path:

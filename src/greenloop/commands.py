@@ -18,7 +18,7 @@ from greenloop.models.load import load_model
 from greenloop.progress import Reporter
 from greenloop.prompt import get_protocol, render
 from greenloop.results import evaluation_lines, evaluation_record, write_evaluation
-from greenloop.sandbox import LEVEL, NOTICE, ProcessVerifier
+from greenloop.sandbox import SandboxVerifier
 from greenloop.tasks import load_tasks
 from greenloop.tasks.content import content_sha256
 from greenloop.types import Task
@@ -38,6 +38,7 @@ def evaluate_model(
     dtype: str = "auto",
     device: str = "auto",
     rows: int = 0,
+    unsandboxed: bool = False,
 ) -> Path:
     """Score the model on the tasks and write results and samples to `out`; the path of `results.json`.
 
@@ -55,8 +56,8 @@ def evaluate_model(
     check(source, chat_template=get_protocol(settings.protocol).needs_chat_template)
     shots = load_shots(settings.protocol, data_dir=data_dir)
     tuning.prepare_process()
-    with ProcessVerifier() as verifier:
-        reporter.say(f"sandbox: level {LEVEL}. {NOTICE}")
+    with SandboxVerifier(unsandboxed=unsandboxed) as verifier:
+        reporter.say(verifier.notice)
         loaded = load_model(source, dtype=dtype, device=device)
         engine = make_engine(loaded.model, loaded.tokenizer, rows=rows)
         tokenizer: Any = loaded.tokenizer
@@ -66,7 +67,7 @@ def evaluate_model(
             seed=seed, shots=shots, on_verdict=lambda _: reporter.advance(),
         )  # fmt: skip
         reporter.end()
-    described = {**machine(loaded), "model": describe(loaded), "sandbox_level": LEVEL}
+    described = {**machine(loaded), "model": describe(loaded), "sandbox_level": verifier.level}
     for line in evaluation_lines(evaluation_record(evaluation, described)):
         reporter.say(line)
     return write_evaluation(out, evaluation, described)

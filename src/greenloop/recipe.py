@@ -158,6 +158,18 @@ class SandboxSection(_Section):
     """Address space."""
     workers: int = Field(0, ge=0)
     """Programs judged at a time; 0 takes one a core."""
+    level: Literal["auto", "rlimits-only"] = "auto"
+    """auto takes the strongest level of this kernel and refuses to run without one; rlimits-only has no locks."""
+    allow_unsandboxed: bool = False
+    """rlimits-only must be allowed in so many words."""
+
+    @model_validator(mode="after")
+    def _unsandboxed_is_meant(self) -> Self:
+        if (self.level == "rlimits-only") != self.allow_unsandboxed:
+            raise ValueError(
+                'level = "rlimits-only" (programs are not locked up) needs allow_unsandboxed = true, only it'
+            )
+        return self
 
 
 class EvaluationSection(_Section):

@@ -10,14 +10,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent, indent
 
 from greenloop.errors import RunError
 from greenloop.files import write_atomically
-from greenloop.sandbox import Limits, ProcessVerifier
+from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.types import Outcome, Task, TaskSet, Verdict
 
 
@@ -61,8 +61,19 @@ def score(
     *,
     limits: Limits | None = None,
     workers: int | None = None,
+    unsandboxed: bool = False,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Scores:
     """The verdicts on all samples of a file, judged in parallel; they are also written to `out_path`, if it is given.
+
+    Args:
+        task_set: whose tests decide.
+        samples_path: see `read_samples`.
+        out_path: where the verdicts go too.
+        limits: of one program.
+        workers: programs at a time.
+        unsandboxed: see `SandboxVerifier`.
+        on_notice: hears what the sandbox covers before the first program runs.
 
     Raises:
         RunError: the samples file cannot be used, or `out_path` cannot be written; nothing was judged then.
@@ -70,7 +81,9 @@ def score(
     if out_path is not None:
         check_output(out_path, samples_path)
     samples = read_samples(task_set, samples_path)
-    with ProcessVerifier(limits, workers) as verifier:
+    with SandboxVerifier(limits, workers, unsandboxed=unsandboxed) as verifier:
+        if on_notice is not None:
+            on_notice(verifier.notice)
         futures = [verifier.submit(sample.task, sample.program) for sample in samples]
         verdicts = tuple(future.result() for future in futures)
     scores = Scores(task_ids=tuple(sample.task.task_id for sample in samples), verdicts=verdicts)

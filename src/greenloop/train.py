@@ -40,7 +40,7 @@ from greenloop.results import json_text
 from greenloop.resume import check_resumable
 from greenloop.rewards import reward_matrix
 from greenloop.run_folder import RunFolder, keep_last, read_journal, write_folder
-from greenloop.sandbox import LEVEL, NOTICE, Limits, ProcessVerifier
+from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.seeding import seed_for
 from greenloop.supply import Supply
 from greenloop.tasks import load_tasks
@@ -61,7 +61,7 @@ class Places:
 class Judge(Protocol):
     """Opens a verifier."""
 
-    def __call__(self, limits: Limits, workers: int | None) -> AbstractContextManager[Verifier]:
+    def __call__(self, limits: Limits, workers: int | None, *, unsandboxed: bool) -> AbstractContextManager[Verifier]:
         """The verifier, to be closed after the run."""
         ...
 
@@ -73,7 +73,7 @@ def train(
     reporter: Reporter,
     *,
     resume: bool = False,
-    judge: Judge = ProcessVerifier,
+    judge: Judge = SandboxVerifier,
 ) -> RunFolder:
     """Run the recipe; returns its folder.
 
@@ -99,11 +99,12 @@ def train(
         folder.create()
     tuning.prepare_process()
     limits = Limits(cpu_s=recipe.sandbox.cpu_s, wall_s=recipe.sandbox.wall_s, memory_mib=recipe.sandbox.memory_mib)
-    with judge(limits, recipe.sandbox.workers or None) as verifier:
-        reporter.say(f"sandbox: level {LEVEL}. {NOTICE}")
+    unsandboxed = recipe.sandbox.allow_unsandboxed
+    with judge(limits, recipe.sandbox.workers or None, unsandboxed=unsandboxed) as verifier:
+        reporter.say(verifier.notice)
         loaded = load_model(source, dtype=recipe.dtype, device=recipe.device)
         write_atomically(folder.recipe, to_toml(recipe))
-        write_atomically(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out)))
+        write_atomically(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out, verifier.level)))
         run = Run(recipe, folder, loaded, tasks, held_out, verifier, reporter, places)
         run.resume() if resume else run.save()
         run.before()
@@ -128,7 +129,7 @@ class Run:
         places: Places,
     ) -> None:
         self.recipe, self.folder, self.reporter = recipe, folder, reporter
-        self.held_out = held_out
+        self.held_out, self.level = held_out, verifier.level
         self.tokenizer: Any = loaded.tokenizer
         shots = load_shots(recipe.prompt.protocol, data_dir=places.data_dir)
         validation = recipe.evaluation.validation_tasks
@@ -214,7 +215,7 @@ class Run:
             **update_record(update),
             "learning_rate": self.scheduler.get_last_lr()[0],
             "validation_pass_rate": validation,
-            "sandbox_level": LEVEL,
+            "sandbox_level": self.level,
         }
         record = self._journal(record, clock, update)
         if self.experience is not None:
@@ -345,14 +346,16 @@ def _tokens(group: Group) -> TokenGroup:
     )
 
 
-def _environment(recipe: Recipe, loaded: LoadedModel, tasks: TaskSet, held_out: TaskSet | None) -> dict[str, Any]:
+def _environment(
+    recipe: Recipe, loaded: LoadedModel, tasks: TaskSet, held_out: TaskSet | None, level: str
+) -> dict[str, Any]:
     return {
         **machine(loaded),
         "model": {**describe(loaded), "spec": recipe.model},
         "tasks": about_tasks(tasks),
         "eval_tasks": about_tasks(held_out),
         "inputs_sha256": about_inputs(tasks, held_out, loaded.weights_sha256),
-        "sandbox_level": LEVEL,
+        "sandbox_level": level,
         "seed": recipe.seed,
         "command": sys.argv[1:],
     }

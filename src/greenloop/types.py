@@ -173,6 +173,16 @@ class Group:
 class Verifier(Protocol):
     """Judges programs, several at a time, away from this process."""
 
+    @property
+    def level(self) -> str:
+        """How strongly programs are locked up; goes into every metric."""
+        ...
+
+    @property
+    def notice(self) -> str:
+        """What that covers, in a sentence for people."""
+        ...
+
     def submit(self, task: Task, program: str | None) -> Future[Verdict]:
         """Judge `program` (None: the completion held no code) against all tests of `task`.
 

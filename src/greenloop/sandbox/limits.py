@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds of one program, all of its tests and the start of its interpreter included."""
+    """The bounds of one program, all of its tests included."""
 
     cpu_s: float = 3.0
     """CPU time of the process, all threads; the parent reads the kernel's clock of it."""
@@ -21,8 +21,6 @@ class Limits:
     file_bytes: int = 0
     """Size of any file that the program writes; 0 lets it create empty files only."""
     open_files: int = 32
-    reply_bytes: int = 64 * 1024
-    """All that the program's process may answer, besides one short line for each test block."""
 
     def __post_init__(self) -> None:
         """Refuse what no program could run under.
@@ -30,7 +28,7 @@ class Limits:
         Raises:
             ValueError: a limit is not a positive finite number (`file_bytes` may be 0).
         """
-        for name in ("cpu_s", "wall_s", "memory_mib", "open_files", "reply_bytes"):
+        for name in ("cpu_s", "wall_s", "memory_mib", "open_files"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, not {value!r}")

@@ -1,70 +1,80 @@
-"""A `Verifier` that runs every program in a fresh interpreter, several at a time.
+"""A `Verifier` over several judges: programs in, verdicts out as they are known.
 
-In: tasks and programs. Out: futures of verdicts. The threads here only wait; nothing is forked from this process.
-
-What it covers: endless loops, sleepers, memory, crashes, exits, floods of output, tests that were not run.
-What it does not (see `NOTICE`): the program shares an interpreter with its tests and a user with the trainer.
+The threads here only wait for judges; nothing is forked from this process, and no program or test runs in it. A judge
+that ends or hangs is replaced and the program judged once more on a fresh one. If that fails too, it is the program's
+doing, unless a trivial program fails there as well: only then is it our fault, and masked.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from greenloop.errors import SandboxError
-from greenloop.sandbox.conversation import Job
-from greenloop.sandbox.interpreter import Flights, run
 from greenloop.sandbox.limits import Limits
+from greenloop.sandbox.probes import PROBES, Probe
 from greenloop.sandbox.transcript import Ending, Transcript, verdict_of
+from greenloop.sandbox.worker import Worker, WorkerError
 from greenloop.types import Outcome, Task, Verdict
-
-LEVEL = "process"
-"""The sandbox level that is written into metrics."""
-
-NOTICE = (
-    "sandbox level 'process': each program runs in a fresh process with limits, but it can read files, use the "
-    "network, start processes (as root: without limit) and forge its verdict if it is written to; "
-    "run only programs of models that you trust, or run all of this in a container"
-)
 
 REFERENCE_FACTOR = 5.0
 """A program may use this many times the CPU time of its task's reference."""
 REFERENCE_PATIENCE = 10.0
 """The reference itself is measured under this many times the limits."""
+PROGRAMS_A_WORKER = 5000
+"""Then a fresh one takes its place."""
 
 CLOSED = "the verifier is closed and judges no more programs: make a new one"
+NOTICES = {
+    "full": "each program runs without network, files, processes or tests in reach; its verdict is decided elsewhere",
+    "no-open": "as full, without Landlock (not in this kernel): programs can open no file at all, so that modules "
+    "outside the preloaded standard library cannot be imported",
+    "rlimits-only": "UNSANDBOXED: programs can read files, use the network and start processes; only their verdict is "
+    "decided elsewhere. Run only programs of models that you trust",
+}
 
-TRIVIAL = Task(task_id="trivial", statement="", entry_point="f", tests=("assert f(1) == 2",))
-RIGHT_PROGRAM = "def f(x):\n    return x + 1\n"
-WRONG_PROGRAM = "def f(x):\n    return x\n"
 
+class SandboxVerifier:
+    """Judges programs in locked processes; close it, or use it in a `with` block."""
 
-class ProcessVerifier:
-    """Judges programs in fresh interpreter processes; close it, or use it in a `with` block."""
-
-    def __init__(self, limits: Limits | None = None, workers: int | None = None) -> None:
-        """Prove that a right program passes here and a wrong one does not.
+    def __init__(self, limits: Limits | None = None, workers: int | None = None, *, unsandboxed: bool = False) -> None:
+        """Start a judge and prove that it accepts what is right and refuses what is not.
 
         Args:
             limits: of one program; a task gets `REFERENCE_FACTOR` times the CPU time of its reference, if that is more.
             workers: programs at a time; by default one for each CPU.
+            unsandboxed: take level `rlimits-only`: limits and the split verdict, but no locks.
 
         Raises:
-            SandboxError: this is not Linux, or programs cannot be judged under these limits.
+            SandboxError: this machine cannot lock programs up, or a proof failed; says what to do.
         """
         if sys.platform != "linux":
             raise SandboxError(
                 "programs can be judged on Linux only: use a Linux machine, container or virtual machine"
             )
+        self._mode = "rlimits-only" if unsandboxed else "auto"
         self._limits = limits or Limits()
-        self._flights = Flights()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._idle: list[Worker] = []
+        self._all: set[Worker] = set()
         self._reference_cpu_s: dict[Task, float] = {}
         self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="judge")
-        self._prove(RIGHT_PROGRAM, Outcome.PASSED)
-        self._prove(WRONG_PROGRAM, Outcome.FAILED)
+        try:
+            first = self._start()
+        except (WorkerError, SandboxError) as error:
+            self.close()
+            raise SandboxError(f"programs cannot be judged here: {error}") from None
+        self.level = first.level
+        self._give_back(first)
+
+    @property
+    def notice(self) -> str:
+        """What the level covers, in a sentence."""
+        return f"sandbox level '{self.level}': {NOTICES[self.level]}"
 
     def submit(self, task: Task, program: str | None) -> Future[Verdict]:
         """Judge `program` (None: the completion held no code) against all tests of `task`.
@@ -85,11 +95,16 @@ class ProcessVerifier:
             raise SandboxError(CLOSED) from error
 
     def close(self) -> None:
-        """Kill every program in flight, give up those that wait, and return when all are reaped."""
-        self._flights.ground()
-        self._threads.shutdown(wait=True)
+        """Kill every judge, give up the programs that wait, and return when all are reaped."""
+        with self._lock:
+            self._closed = True
+            for worker in self._all:
+                worker.process.kill()
+        self._threads.shutdown(wait=True, cancel_futures=False)
+        for worker in self._all:
+            worker.close()
 
-    def __enter__(self) -> ProcessVerifier:
+    def __enter__(self) -> SandboxVerifier:
         """The verifier itself."""
         return self
 
@@ -98,14 +113,6 @@ class ProcessVerifier:
     ) -> None:
         """Close it."""
         self.close()
-
-    def _prove(self, program: str, expected: Outcome) -> None:
-        """Raises SandboxError if the trivial program is not judged as it must be; a broken judge can look strict."""
-        verdict = verdict_of(self._run(TRIVIAL, program, self._limits), TRIVIAL)
-        if verdict.outcome is not expected:
-            seen = f"{verdict.outcome.value} instead of {expected.value} ({verdict.detail})"
-            remedy = f"check the sandbox limits and that {sys.executable} can be run"
-            raise SandboxError(f"programs cannot be judged here: a trivial one gave {seen}; {remedy}")
 
     def _judge(self, task: Task, program: str) -> Verdict:
         verdict = self._judge_within(task, program, self._limits)
@@ -120,37 +127,87 @@ class ProcessVerifier:
             measured = 0.0
             if task.reference:
                 patient = self._limits.scaled(REFERENCE_PATIENCE)
-                verdict = verdict_of(self._run(task, task.reference, patient), task)
+                verdict = self._judge_within(task, task.reference, patient)
                 measured = verdict.cpu_s if verdict.outcome is Outcome.PASSED else 0.0
             self._reference_cpu_s[task] = measured
         return self._reference_cpu_s[task]
 
     def _judge_within(self, task: Task, program: str, limits: Limits) -> Verdict:
-        """The verdict; a crash counts for the program only if it is seen twice and a trivial program passes."""
-        transcript = self._run(task, program, limits)
-        if is_crash(transcript):
-            transcript = self._run(task, program, limits)
-        if is_crash(transcript) and transcript.ending is not Ending.NOT_STARTED:
-            trivial = verdict_of(self._run(TRIVIAL, RIGHT_PROGRAM, limits), TRIVIAL)
-            if trivial.outcome is not Outcome.PASSED:
-                note = f"a trivial program fails too: {trivial.detail}"
-                transcript = Transcript(ending=Ending.NOT_STARTED, load=None, note=note)
-        return verdict_of(transcript, task)
+        """The verdict; a judge that fails on the program twice is the program's doing if it works without it."""
+        for _ in range(2):
+            try:
+                return verdict_of(self._seen(task, program, limits), task)
+            except WorkerError as error:
+                failure = str(error)
+        try:
+            self._give_back(self._start())
+        except (WorkerError, SandboxError) as error:
+            return verdict_of(Transcript(ending=Ending.NOT_STARTED, load=None, note=str(error)), task)
+        return verdict_of(Transcript(ending=Ending.DIED, load=None, note=f"{failure} on it twice"), task)
 
-    def _run(self, task: Task, program: str, limits: Limits) -> Transcript:
+    def _seen(self, task: Task, program: str, limits: Limits) -> Transcript:
+        worker = self._take()
+        try:
+            transcript = worker.judge(task, program, limits)
+        except WorkerError:
+            self._drop(worker)
+            self._refuse_if_closed()
+            raise
         self._refuse_if_closed()
-        transcript = run(Job(task=task, program=program, nonce=secrets.token_hex(16)), limits, self._flights)
-        self._refuse_if_closed()
+        self._give_back(worker)
         return transcript
 
+    def _take(self) -> Worker:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return self._start()
+
+    def _give_back(self, worker: Worker) -> None:
+        if worker.judged >= PROGRAMS_A_WORKER:
+            self._drop(worker)
+            return
+        with self._lock:
+            self._idle.append(worker)
+
+    def _drop(self, worker: Worker) -> None:
+        worker.close()
+        with self._lock:
+            self._all.discard(worker)
+
+    def _start(self) -> Worker:
+        """A proven worker; raises WorkerError, or SandboxError if a proof fails or the verifier is closed."""
+        self._refuse_if_closed()
+        worker = Worker(self._mode)
+        with self._lock:
+            self._all.add(worker)
+            if self._closed:
+                worker.process.kill()
+        for probe in PROBES:
+            try:
+                self._prove(worker, probe)
+            except (WorkerError, SandboxError):
+                self._drop(worker)
+                self._refuse_if_closed()
+                raise
+        return worker
+
+    def _prove(self, worker: Worker, probe: Probe) -> None:
+        """A broken judge can look strict, and a broken lock can look fine."""
+        if probe.locks and worker.level == "rlimits-only":
+            return
+        limits = self._limits if probe.cpu_s is None else self._limits.scaled(probe.cpu_s / self._limits.cpu_s)
+        verdict = verdict_of(worker.judge(probe.task, probe.program, limits), probe.task)
+        if verdict.outcome is not probe.expected:
+            seen = f"{verdict.outcome.value} instead of {probe.expected.value} ({verdict.detail})"
+            raise SandboxError(
+                f"the proof '{probe.task.task_id}' gave {seen}; check the sandbox limits, or run in a container or "
+                "virtual machine whose kernel has seccomp"
+            )
+
     def _refuse_if_closed(self) -> None:
-        if self._flights.grounded:
+        if self._closed:
             raise SandboxError(CLOSED)
-
-
-def is_crash(transcript: Transcript) -> bool:
-    """It may have been our fault: no answer, an answer out of form, or no start."""
-    return transcript.ending in (Ending.DIED, Ending.MALFORMED, Ending.NOT_STARTED)
 
 
 def no_code(task: Task) -> Verdict:

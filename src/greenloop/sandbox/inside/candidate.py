@@ -1,0 +1,206 @@
+"""One program's process: loads the program, then calls its functions when asked and sends back what they return.
+
+In: frames from the judge over one socket: the program, then requests. Out: a frame for each. There are no tests here,
+no expected values and no verdict: whatever the program does to this interpreter, it can only change the values that
+it claims to return.
+"""
+
+# ruff: noqa: BLE001
+from __future__ import annotations
+
+import builtins
+import os
+import random
+import sys
+from types import ModuleType
+
+from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+# Functions below look their builtins up here: a program that patches `builtins` does not change them.
+__builtins__ = dict(vars(builtins))  # type: ignore[assignment]
+
+SOCKET_FD = 3
+RESERVE_BYTES = 4 << 20
+"""Set aside while the program runs, so that there is memory left to say that it took all."""
+TEXT = 200
+
+_read, _write, _exit = os.read, os.write, os._exit
+_compile, _exec = compile, exec
+
+
+def read_exactly(count: int) -> bytes:
+    """That many bytes from the judge; the process ends where the judge does."""
+    chunks = []
+    while count:
+        chunk = _read(SOCKET_FD, min(count, 1 << 20))
+        if not chunk:
+            _exit(1)
+        chunks.append(chunk)
+        count -= len(chunk)
+    return b"".join(chunks)
+
+
+def send(data: bytes) -> None:
+    """One frame: a length of 4 bytes and the data."""
+    rest = memoryview(len(data).to_bytes(4, "big") + data)
+    while rest:
+        rest = rest[_write(SOCKET_FD, rest) :]
+
+
+def receive(resolve: Any) -> Any:
+    """The judge's next frame."""
+    return wire.loads(read_exactly(int.from_bytes(read_exactly(4), "big")), resolve)
+
+
+def describe(error: BaseException) -> str:
+    """The message of an exception; it is the program's own and may itself raise."""
+    try:
+        return str(error)[:TEXT]
+    except BaseException:
+        return "an exception that cannot be printed"
+
+
+class Program:
+    """The loaded program and the objects that the judge holds handles of."""
+
+    def __init__(self) -> None:
+        self.module = ModuleType("candidate")
+        self.objects: list[Any] = []
+        self.known: dict[int, int] = {}
+
+    def export(self, value: Any) -> list[Any]:
+        """A handle: its number, the name of the type, whether it can be called."""
+        place = self.known.get(id(value))
+        if place is None:
+            place = self.known[id(value)] = len(self.objects)
+            self.objects.append(value)
+        return ["h", place, type(value).__name__[:TEXT], callable(value)]
+
+    def resolve(self, parts: list[Any]) -> Any:
+        """The object of a handle, or a function of the judge's."""
+        if parts[0] == "h":
+            return self.objects[parts[1]]
+        if parts[0] == "cb":
+            return lambda *args, **kwargs: self.call_back(parts[1], args, kwargs)
+        raise wire.MalformedError("an unknown reference")
+
+    def call_back(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function that the test passed: it runs in the judge."""
+        send(wire.dumps(("callback", number, list(args), kwargs), self.export))
+        while True:
+            kind, value = message = receive(self.resolve)
+            if kind == "value":
+                return value
+            if kind == "raised":
+                raise wire.EXCEPTIONS.get(value[0], RuntimeError)(value[1])
+            self.answer(message)  # the function itself calls the program
+
+    def load(self, job: dict[str, Any]) -> tuple[str, Any]:
+        """Run the data set's prelude and the program; `ok` with its names, or what it raised."""
+        sys.modules["candidate"] = self.module
+        names = vars(self.module)
+
+        def top_level() -> Any:
+            _exec(_compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), names)
+            random.seed(job["seed"])
+            _exec(_compile(job["program"], "<program>", "exec", dont_inherit=True), names)
+            return [name for name in list(names) if type(name) is str and not name.startswith("__")][:2000]
+
+        return guarded(top_level)
+
+    def answer(self, request: tuple[str, list[Any]]) -> None:
+        """Do one request and send what came of it."""
+        verb, parts = request
+        kind, value = guarded(lambda: getattr(self, f"do_{verb}")(*parts))
+        try:
+            data = wire.dumps((kind, value), self.export)
+        except (wire.UnencodableError, RecursionError) as error:
+            data = wire.dumps(("unencodable", describe(error)))
+        except MemoryError:
+            data = wire.dumps(("raised", ["MemoryError", ""]))
+        send(data)
+
+    def do_call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """The value of a call, and the arguments that it changed in place by their number."""
+        before = [_encoded(value, self.export) if type(value) in _MUTABLE else None for value in args]
+        value = function(*args, **kwargs)
+        changed = {
+            place: args[place]
+            for place, old in enumerate(before)
+            if old is not None and _encoded(args[place], self.export) != old
+        }
+        same = next((place for place, argument in enumerate(args) if argument is value and before[place]), None)
+        return [None if same is not None else value, same, changed]
+
+    def do_name(self, name: str) -> Any:
+        """A global of the program."""
+        return vars(self.module)[name]
+
+    def do_getattr(self, target: Any, name: str) -> Any:
+        """An attribute."""
+        return getattr(target, name)
+
+    def do_setattr(self, target: Any, name: str, value: Any) -> None:
+        """Set an attribute."""
+        setattr(target, name, value)
+
+    def do_getitem(self, target: Any, key: Any) -> Any:
+        """`target[key]`."""
+        return target[key]
+
+    def do_setitem(self, target: Any, key: Any, value: Any) -> None:
+        """`target[key] = value`."""
+        target[key] = value
+
+    def do_contains(self, target: Any, item: Any) -> bool:
+        """`item in target`."""
+        return item in target
+
+    def do_isinstance(self, value: Any, kind: Any) -> bool:
+        """`isinstance(value, kind)` for a class of the program's."""
+        return isinstance(value, kind)
+
+    def do_builtin(self, name: str, target: Any) -> Any:
+        """len, iter, next, bool, str, repr, int, float, abs, hash of an object."""
+        return _APPLICABLE[name](target)
+
+
+_MUTABLE = frozenset(kind for kind in wire.TYPES.values() if kind.__hash__ is None)
+_APPLICABLE = {f.__name__: f for f in (len, iter, next, bool, str, repr, int, float, abs)}
+
+
+def _encoded(value: Any, export: Any) -> bytes | None:
+    try:
+        return wire.dumps(value, export)
+    except (wire.UnencodableError, RecursionError):
+        return None
+
+
+def guarded(action: Any) -> tuple[str, Any]:
+    """`value` and what `action` returned, or `raised` and the nearest built-in exception with its message."""
+    reserve = []
+    try:
+        reserve.append(bytes(RESERVE_BYTES))
+        return "value", action()
+    except BaseException as error:
+        reserve.clear()
+        mro = type.mro(type(error))
+        known = next((kind.__name__ for kind in mro if wire.EXCEPTIONS.get(kind.__name__) is kind), "Exception")
+        # str() of a KeyError quotes its key; the judge makes another KeyError of it, which would quote it again.
+        plain_key = known == "KeyError" and len(error.args) == 1 and type(error.args[0]) is str
+        detail = error.args[0][:TEXT] if plain_key else describe(error)
+        own = type(error).__name__
+        return "raised", [known, detail if own == known else f"{own}: {detail}"[:TEXT]]
+
+
+def serve() -> NoReturn:
+    """Load the program that the judge sends, then answer requests until the judge has enough."""
+    program = Program()
+    job = receive(program.resolve)
+    send(wire.dumps(program.load(job)))
+    while True:
+        program.answer(receive(program.resolve))

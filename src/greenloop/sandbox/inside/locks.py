@@ -1,0 +1,254 @@
+"""What a process gives up for good: capabilities, new privileges, files (Landlock), system calls (seccomp), resources.
+
+In: the calling process. Out: the same process with less. Every function raises OSError where the kernel refuses;
+nothing is skipped in silence. Order: no new privileges, capabilities, Landlock, limits, seccomp last.
+
+Sources: prctl(2), capset(2), landlock(7), seccomp(2), and the kernel's Documentation/userspace-api/seccomp_filter.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import resource
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+CAPABILITY_VERSION_3 = 0x20080522
+LAST_CAPABILITY = 63
+
+MACHINE = platform.machine()
+_CALLS = {
+    "x86_64": {"capset": 126, "seccomp": 317},
+    "aarch64": {"capset": 91, "seccomp": 277},
+}
+SUPPORTED = tuple(_CALLS)
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    padded = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
+    _checked(_libc.prctl(option, *padded), f"prctl {option}")
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """SIGKILL for this process when its parent ends; ends at once if that happened already."""
+    _prctl(PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def drop_privileges() -> None:
+    """No new privileges and no capability in any set; file owners keep their rights, nothing more."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    for capability in range(LAST_CAPABILITY + 1):
+        # EINVAL: past the last one; EPERM: no CAP_SETPCAP, so the set is not ours to use either.
+        zero = ctypes.c_ulong(0)
+        _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), zero, zero, zero)
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION_3, 0))
+    nothing = ctypes.create_string_buffer(bytes(24))
+    _checked(_syscall(_CALLS[MACHINE]["capset"], header, nothing), "capset")
+
+
+WRITE_FILE, READ_FILE, READ_DIR = 1 << 1, 1 << 2, 1 << 3
+NET_BIND_CONNECT = 0b11
+SCOPE_SOCKETS_AND_SIGNALS = 0b11
+_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+"""Landlock ABI to the number of file rights that it knows (EXECUTE is the first bit)."""
+
+
+def landlock_abi() -> int:
+    """The kernel's Landlock version; 0 where there is none."""
+    return max(0, int(_syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
+
+
+def restrict_files(readable: Iterable[str], listable: Iterable[str] = ()) -> None:
+    """Landlock: of the file system only reading under `readable`, listing `listable` and writing to /dev/null.
+
+    Also no TCP, no abstract sockets and no signals to outside, where the kernel's Landlock knows them.
+    """
+    abi = landlock_abi()
+    if not abi:
+        raise OSError(errno.ENOSYS, "landlock: not in this kernel")
+    rights = (1 << _FILE_RIGHTS.get(abi, 16)) - 1
+    parts = [rights]
+    if abi >= 4:
+        parts.append(NET_BIND_CONNECT)
+    if abi >= 6:
+        parts.append(SCOPE_SOCKETS_AND_SIGNALS)
+    attributes = ctypes.create_string_buffer(struct.pack(f"={len(parts)}Q", *parts))
+    size = ctypes.c_size_t(8 * len(parts))
+    ruleset = _checked(_syscall(LANDLOCK_CREATE, attributes, size, ctypes.c_uint32(0)), "landlock_create_ruleset")
+    try:
+        for path in readable:
+            # READ_DIR on a plain file is EINVAL.
+            _allow(ruleset, path, READ_FILE | (READ_DIR if os.path.isdir(path) else 0))
+        for path in listable:
+            _allow(ruleset, path, READ_DIR)
+        _allow(ruleset, os.devnull, READ_FILE | WRITE_FILE)
+        _checked(_syscall(LANDLOCK_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd))
+        _checked(
+            _syscall(LANDLOCK_ADD, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint32(0)),
+            "landlock_add_rule",
+        )
+    finally:
+        os.close(fd)
+
+
+def library_paths() -> tuple[list[str], list[str]]:
+    """What an interpreter reads when it imports from the standard library: paths to read, and folders to list.
+
+    Installed packages are not among them (greenloop's own, with its hidden tests, may lie there), so the library's
+    folder is listed as a whole but read entry by entry.
+    """
+    library = os.path.dirname(os.path.realpath(os.__file__))
+    entries = [entry for entry in os.listdir(library) if entry not in ("site-packages", "dist-packages")]
+    readable = [os.path.join(library, entry) for entry in entries]
+    shared = os.path.join(sys.base_prefix, "lib")
+    if os.path.isdir(shared):
+        readable += [os.path.join(shared, entry) for entry in os.listdir(shared) if ".so" in entry]
+    for folder in ("/lib", "/usr/lib"):
+        readable.append(f"{folder}/{MACHINE}-linux-gnu")
+    readable += ["/lib64", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
+    return readable, [library]
+
+
+def limit_resources(*, cpu_s: int, memory_bytes: int, file_bytes: int, open_files: int) -> None:
+    """Bound this process for good."""
+    for kind, limit in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_NOFILE, open_files),
+        (resource.RLIMIT_AS, memory_bytes),
+    ):
+        ceiling = resource.getrlimit(kind)[1]
+        bounded = limit if ceiling == resource.RLIM_INFINITY else min(limit, ceiling)
+        resource.setrlimit(kind, (bounded, bounded))
+
+
+# Numbers of the system calls that an interpreter with threads needs, and no more.
+_COMMON = {
+    "x86_64": (
+        0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17, 19, 20, 24, 25, 28, 35, 39, 60, 63, 96, 97, 98, 99, 100, 102, 104,
+        107, 108, 110, 131, 186, 202, 204, 218, 219, 228, 229, 230, 231, 262, 273, 318, 324, 332, 334,
+        7, 23, 270, 271, 36, 37, 38, 21, 269, 439, 4, 6, 79, 89, 217, 267, 201, 309, 32, 33, 292, 232, 233, 281, 291,
+        290, 22, 293,
+    ),
+    "aarch64": (
+        63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 67, 65, 66, 124, 216, 233, 101, 172, 93, 160, 169, 163,
+        165, 179, 153, 174, 176, 175, 177, 173, 132, 178, 98, 123, 96, 128, 113, 114, 115, 94, 79, 99, 278, 283, 291,
+        293, 73, 72, 102, 103, 48, 439, 17, 78, 61, 168, 23, 24, 20, 21, 22, 19, 59,
+    ),
+}  # fmt: skip
+"""read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn pread64 readv writev
+sched_yield mremap madvise nanosleep getpid exit uname gettimeofday getrlimit getrusage sysinfo times getuid getgid
+geteuid getegid getppid sigaltstack gettid futex sched_getaffinity set_tid_address restart_syscall clock_gettime
+clock_getres clock_nanosleep exit_group newfstatat set_robust_list getrandom membarrier statx rseq, poll and select,
+interval timers, access, stat, getcwd, readlink, getdents64, time, getcpu, dup, epoll, eventfd, pipe."""
+_OPENING = {"x86_64": (2, 257), "aarch64": (56,)}
+"""open, openat: left out at level `no-open`."""
+_JUDGING = {"x86_64": (46, 47, 44, 45, 48), "aarch64": (211, 212, 206, 207, 210)}
+"""sendmsg recvmsg sendto recvfrom shutdown, on descriptors that are there."""
+_SPECIAL = {
+    "x86_64": {"clone": 56, "clone3": 435, "ioctl": 16, "fcntl": 72, "prlimit64": 302, "socketpair": 53},
+    "aarch64": {"clone": 220, "clone3": 435, "ioctl": 29, "fcntl": 25, "prlimit64": 261, "socketpair": 199},
+}
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+_LD_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_NR, _ARCH, _ARGS = 0, 4, 16
+_CLONE_THREAD, _TCGETS, _FIONBIO, _F_GETLK, _F_DUPFD_CLOEXEC, _X32 = 0x10000, 0x5401, 0x5421, 5, 1030, 0x40000000
+_AF_UNIX = 1
+
+
+def _argument(index: int, *, high: bool = False) -> int:
+    return _ARGS + 8 * index + 4 * high
+
+
+def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool) -> bytes:
+    """The filter as BPF: an allow-list, everything else EPERM; a foreign architecture ends the process.
+
+    Args:
+        machine: as `platform.machine()` says.
+        may_open: files may be opened (Landlock says which).
+        may_judge: messages and pairs of local sockets, for the judge.
+    """
+    special = _SPECIAL[machine]
+    program: list[tuple[int, int, int, int]] = [
+        (_LD_ABS, 0, 0, _ARCH),
+        (_JEQ, 1, 0, _AUDIT_ARCH[machine]),
+        (_RET, 0, 0, _KILL),
+        (_LD_ABS, 0, 0, _NR),
+    ]
+    if machine == "x86_64":
+        program += [(_JGE, 0, 1, _X32), (_RET, 0, 0, _KILL)]
+    allowed = [*_COMMON[machine]]
+    allowed += _OPENING[machine] if may_open else ()
+    allowed += _JUDGING[machine] if may_judge else ()
+    for number in allowed:
+        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ALLOW)]
+    program += [(_JEQ, 0, 1, special["clone3"]), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
+    program += _guarded(special["clone"], [(_LD_ABS, 0, 0, _argument(0)), (_JSET, 0, 1, _CLONE_THREAD)])
+    program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _TCGETS)])
+    program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JGE, 1, 0, _F_GETLK)])
+    program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _F_DUPFD_CLOEXEC)])
+    program += _guarded(
+        special["prlimit64"],
+        [
+            (_LD_ABS, 0, 0, _argument(2)),
+            (_JEQ, 0, 3, 0),
+            (_LD_ABS, 0, 0, _argument(2, high=True)),
+            (_JEQ, 0, 1, 0),
+        ],
+    )
+    if may_judge:
+        program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _FIONBIO)])
+        program += _guarded(special["socketpair"], [(_LD_ABS, 0, 0, _argument(0)), (_JEQ, 0, 1, _AF_UNIX)])
+    program.append((_RET, 0, 0, _ERRNO | errno.EPERM))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _guarded(number: int, condition: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Allow system call `number` if `condition` holds; a failing condition jumps over the RET that follows it."""
+    body = [*condition, (_RET, 0, 0, _ALLOW), (_LD_ABS, 0, 0, _NR)]
+    return [(_JEQ, 0, len(body), number), *body]
+
+
+def restrict_calls(program: bytes) -> None:
+    """Install a filter that `seccomp_filter` made, for good."""
+    instructions = ctypes.create_string_buffer(program)
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
+    _checked(_libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), header, ctypes.c_ulong(0), ctypes.c_ulong(0)), "seccomp")
