@@ -54,7 +54,7 @@ ENVIRONMENT = {
     },
     "tasks": STARTER,
     "eval_tasks": {**STARTER, "spec": "starter:test"},
-    "sandbox_level": "process",
+    "sandbox_level": "full",
     "seed": 7,
 }
 STEP = {"pass_rate": 0.25, "reward": 0.3, "outcomes": {"passed": 1}, "tokens": 1000, "seconds": {"total": 60.0}}
@@ -191,6 +191,18 @@ def test_the_card_says_how_the_adapter_was_trained(run_dir):
     assert "torch 2.13.0, transformers 5.23.0, peft 0.21.2" in card
     for paper in ("2402.14740", "2108.07732", "2106.09685", "https://github.com/huggingface/peft"):
         assert paper in card
+
+
+def test_the_card_says_what_was_done_and_not_what_was_planned(run_dir):
+    card = write_card(run_dir).read_text()
+    assert "| steps | 7 of 3 |" in card
+    assert "| tasks of a step | every task once an epoch |" in card
+    recipe = RECIPE.model_copy(update={"steps": 7, "curriculum": RECIPE.curriculum.model_copy(update={"probe": 4})})
+    (run_dir / "recipe.toml").write_text(to_toml(recipe))
+    card = write_card(run_dir).read_text()
+    assert "| steps | 7 |" in card
+    assert "after a probe of 4 samples a task |" in card
+    assert "The curriculum chooses the tasks, so this is not the rate on the set." in card
 
 
 def test_a_card_of_a_gguf_base_says_what_the_adapter_fits(run_dir):

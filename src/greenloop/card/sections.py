@@ -75,8 +75,7 @@ def _row(name: str, old: str, new: str, difference: Mapping[str, Any] | None) ->
 
 def training(facts: RunFacts) -> str:
     """The algorithm, the course of the run, the recipe."""
-    recipe = facts.recipe
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _recipe_rows(recipe, facts.model).items())
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _recipe_rows(facts).items())
     return (
         f"K completions of each prompt are sampled, judged by the task's tests in a sandbox (level "
         f"`{facts.environment.get('sandbox_level', 'unknown')}`), and reinforced (Ahmadian et al. 2024); r is the "
@@ -85,7 +84,8 @@ def training(facts: RunFacts) -> str:
     )
 
 
-def _recipe_rows(recipe: Recipe, model: Record) -> dict[str, object]:
+def _recipe_rows(facts: RunFacts) -> dict[str, object]:
+    recipe, model = facts.recipe, facts.model
     lora, optimizer, reward = recipe.lora, recipe.optimizer, recipe.reward
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
     weights = {name: getattr(reward, name) for name in ("passed", "fraction", "ran", "well_formed")}
@@ -94,7 +94,8 @@ def _recipe_rows(recipe: Recipe, model: Record) -> dict[str, object]:
         "base weights": f"`{model.get('weights_sha256', 'unknown')}`",
         "training tasks": f"`{recipe.tasks}`",
         "prompt protocol": f"`{recipe.prompt.protocol}`, tests shown: {recipe.prompt.shown_tests}",
-        "steps": recipe.steps,
+        "steps": recipe.steps if len(facts.journal) == recipe.steps else f"{len(facts.journal)} of {recipe.steps}",
+        "tasks of a step": _draw(recipe),
         "prompts a step, P": recipe.prompts,
         "samples a prompt, K": recipe.samples,
         "temperature": recipe.sampling.temperature,
@@ -108,6 +109,13 @@ def _recipe_rows(recipe: Recipe, model: Record) -> dict[str, object]:
         f"steps, gradient norm at most {optimizer.max_grad_norm:g}",
         "seed": recipe.seed,
     }
+
+
+def _draw(recipe: Recipe) -> str:
+    probe = recipe.curriculum.probe
+    if not probe:
+        return "every task once an epoch"
+    return f"by the chance of a group with both outcomes, after a probe of {probe} samples a task"
 
 
 def _course(facts: RunFacts) -> str:
@@ -124,7 +132,12 @@ def _course(facts: RunFacts) -> str:
     if rates:
         few = min(5, len(rates))
         first, last = 100 * fmean(rates[:few]), 100 * fmean(rates[-few:])
-        sentences.append(f"Pass rate in training, mean over {few} steps: {first:.1f} % first, {last:.1f} % last.")
+        chosen = " The curriculum chooses the tasks, so this is not the rate on the set." * bool(
+            facts.recipe.curriculum.probe
+        )
+        sentences.append(
+            f"Pass rate in training, mean over {few} steps: {first:.1f} % first, {last:.1f} % last.{chosen}"
+        )
     return " ".join(sentences)
 
 
@@ -176,12 +189,15 @@ def _quantised(facts: RunFacts) -> str:
 
 
 def _sandbox(level: str) -> str:
-    if level == "process":
+    if level == "rlimits-only":
         return (
-            "Rewards and scores come from sandbox level `process`: a fresh process with limits for each program, which "
-            "a program that is written to do so could still deceive."
+            "UNSANDBOXED: rewards and scores come from level `rlimits-only`, where programs could read files and use "
+            "the network; their verdicts were decided in another process."
         )
-    return f"Rewards and scores come from sandbox level `{level or 'unknown'}`."
+    return (
+        f"Rewards and scores come from sandbox level `{level or 'unknown'}`: programs were locked up, and the tests "
+        "ran in another process that compares their values itself. Hard-coded answers are caught by hidden tests alone."
+    )
 
 
 def _hardware(environment: Record) -> str:
