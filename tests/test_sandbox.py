@@ -466,9 +466,27 @@ def test_the_level_of_this_machine_is_a_locked_one() -> None:
         assert verifier.notice == f"sandbox level '{verifier.level}': {NOTICES[verifier.level]}"
 
 
-def test_all_mbpp_references_pass(data_dir: Path) -> None:
+def test_without_landlock_no_file_can_be_opened_and_the_library_still_works() -> None:
+    with SandboxVerifier(QUICK, workers=1, landlock=False) as verifier:
+        assert verifier.level == "no-open"
+        reads = "def f(x):\n    try: open('/usr/lib/os-release')\n    except PermissionError: return x + 1"
+        for program in (reads, *HONEST.values()):
+            verdict = verifier.submit(THREE, program).result()
+            assert verdict.outcome is Outcome.PASSED, verdict.detail
+
+
+def test_an_honest_program_is_not_timed_out_by_its_neighbours() -> None:
+    """Four judges a core and a CPU limit of 2.5 times the need: a wall clock would kill most of them."""
+    limits = Limits(cpu_s=0.5, wall_s=20)
+    with SandboxVerifier(limits, workers=4 * (os.cpu_count() or 1)) as verifier:
+        futures = [verifier.submit(task(), burning(0.2)) for _ in range(24)]
+        assert {future.result().outcome for future in futures} == {Outcome.PASSED}
+
+
+@pytest.mark.parametrize("landlock", [True, False])
+def test_all_mbpp_references_pass(data_dir: Path, landlock: bool) -> None:
     tasks = load_tasks("mbpp", data_dir=data_dir).tasks
-    with SandboxVerifier() as verifier:
+    with SandboxVerifier(landlock=landlock) as verifier:
         futures = [verifier.submit(exercise, exercise.reference) for exercise in tasks]
         verdicts = [future.result() for future in futures]
     failed = {

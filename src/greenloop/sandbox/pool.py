@@ -40,13 +40,21 @@ NOTICES = {
 class SandboxVerifier:
     """Judges programs in locked processes; close it, or use it in a `with` block."""
 
-    def __init__(self, limits: Limits | None = None, workers: int | None = None, *, unsandboxed: bool = False) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        workers: int | None = None,
+        *,
+        unsandboxed: bool = False,
+        landlock: bool = True,
+    ) -> None:
         """Start a judge and prove that it accepts what is right and refuses what is not.
 
         Args:
             limits: of one program; a task gets `REFERENCE_FACTOR` times the CPU time of its reference, if that is more.
             workers: programs at a time; by default one for each CPU.
             unsandboxed: take level `rlimits-only`: limits and the split verdict, but no locks.
+            landlock: use it where the kernel has it; without it the level is `no-open`.
 
         Raises:
             SandboxError: this machine cannot lock programs up, or a proof failed; says what to do.
@@ -55,7 +63,7 @@ class SandboxVerifier:
             raise SandboxError(
                 "programs can be judged on Linux only: use a Linux machine, container or virtual machine"
             )
-        self._mode = "rlimits-only" if unsandboxed else "auto"
+        self._mode = "rlimits-only" if unsandboxed else "auto" if landlock else "no-open"
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._closed = False

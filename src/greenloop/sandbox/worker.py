@@ -44,7 +44,7 @@ class Worker:
         """Start it.
 
         Args:
-            mode: `auto`, or `rlimits-only`.
+            mode: `auto`, `no-open` or `rlimits-only`.
 
         Raises:
             WorkerError: it did not start; says why.

@@ -382,7 +382,7 @@ def level_of(mode: str) -> str:
         return mode
     if locks.MACHINE not in locks.SUPPORTED:
         raise OSError(f"no system call table for {locks.MACHINE} (there are {', '.join(locks.SUPPORTED)})")
-    return "full" if locks.landlock_abi() else "no-open"
+    return "full" if mode == "auto" and locks.landlock_abi() else "no-open"
 
 
 def confine(level: str) -> None:
@@ -397,7 +397,7 @@ def confine(level: str) -> None:
 
 
 def main(mode: str) -> NoReturn:
-    """Judge what comes on standard input until it is closed; `mode` is `auto` or `rlimits-only`."""
+    """Judge what comes on standard input until it is closed; `mode` is `auto`, `no-open` or `rlimits-only`."""
     if not __debug__:
         raise SystemExit("asserts are switched off in this interpreter: it cannot judge")
     locks.die_with_parent(os.getppid())
@@ -409,8 +409,7 @@ def main(mode: str) -> NoReturn:
         level = level_of(mode)
         worker = Worker(level)
         os.environ.clear()
-        for module in PRELOADED:
-            __import__(module)
+        zygote.preload()
         signal.signal(signal.SIGALRM, _out_of_time)
         confine(level)
     except OSError as error:

@@ -8,6 +8,7 @@ secret; it is locked (capabilities, Landlock) before the first fork, and each ch
 from __future__ import annotations
 
 import array
+import codecs
 import gc
 import os
 import signal
@@ -28,10 +29,22 @@ PRELOADED = (
     "random", "re", "statistics", "string", "struct", "sys", "textwrap", "threading", "time", "types", "typing",
     "unicodedata", "uuid", "warnings",
 )  # fmt: skip
+CODECS = (
+    "ascii", "base64", "bz2", "cp1252", "cp437", "hex", "idna", "latin-1", "punycode", "raw_unicode_escape", "rot13",
+    "unicode_escape", "utf-16", "utf-16-le", "utf-32", "utf-7", "utf-8", "utf-8-sig", "zlib",
+)  # fmt: skip
 SPAWN = struct.Struct("=iqqqi")
 """cpu_s, memory, file bytes, open files, whether files may be opened."""
 ENDED = struct.Struct("=iddq")
 """Wait status, user and system CPU seconds, peak resident memory in KiB."""
+
+
+def preload() -> None:
+    """Load what a program or a test may need: later it would cost time, or fail without files."""
+    for name in PRELOADED:
+        __import__(name)
+    for codec in CODECS:
+        codecs.lookup(codec)
 
 
 def main(control_fd: int, level: str) -> NoReturn:
@@ -42,10 +55,7 @@ def main(control_fd: int, level: str) -> NoReturn:
         level: `full`, `no-open` or `rlimits-only`.
     """
     locks.die_with_parent(os.getppid())
-    for name in PRELOADED:
-        __import__(name)
-    # Some parts of the library load a module when first used; a program must not pay for it, or fail without files.
-    "x".encode("latin-1"), "x".encode("idna"), "x".encode("utf-16")
+    preload()
     filters = {}
     if level != "rlimits-only":
         locks.drop_privileges()
