@@ -81,10 +81,19 @@ HONEST = {
                                    "assert f(lambda x: 1 // x) == 'zero'"),
     "a function that calls the program back": ("def f(g, n): return n if n < 1 else g(n - 1) + 1", "assert f(lambda n: f(None, 0) + n, 3) == 3"),
     "writing to the null device": ("import os\ndef f():\n    with open(os.devnull, 'w') as n: print(1, file=n)\n    return 1", "assert f() == 1"),
+    "asyncio": ("import asyncio\nasync def g(x):\n    await asyncio.sleep(0)\n    return x + 1\ndef f(x): return asyncio.run(g(x))", "assert f(1) == 2"),
+    "only an exception": ("def f(x):\n    raise ValueError", "try: f(1)\nexcept ValueError: pass\nelse: assert False"),
+    "views of a dict": ("def f(d): return d.keys(), d.values(), d.items()", "k, v, i = f({'a': 1})\nassert k == {'a'} and list(v) == [1] and v != [1] and i == {('a', 1)}"),
+    "deep mutual recursion": ("def f(g, n): return g(n)", "def g(n): return n if n == 0 else 1 + f(g, n - 1)\nassert f(g, 100) == 100"),
+    "a keyword changed in place": ("def f(a): a.sort()", "a = [3, 1]\nf(a=a)\nassert a == [1, 3]"),
+    "a built-in type as entry point": ("f = int", "assert f('7') == 7"),
+    "lone surrogates": ("def f(): return '\\ud83d' + '\\ude00'", "assert f() == '\\ud83d' + '\\ude00'"),
+    "not a number in a list": ("def f(): return [float('nan')]", "assert f() == [math.nan]"),
+    "a copied object": ("class A:\n    x = 1\ndef f(): return A()", "assert copy.deepcopy(f()).x == 1"),
     "a type as argument": ("def f(kind, xs): return [x for x in xs if isinstance(x, kind)]", "assert f(str, ['a', 1]) == ['a']"),
     "an expected exception": ("def f(x):\n    raise ValueError('no ' + x)",
                               "try: f('a')\nexcept ValueError as e: assert str(e) == 'no a'\nelse: assert False",
-                              "try: f('b')\nexcept ValueError: f\nf2 = 1\ntry: f('c')\nexcept ValueError: pass"),
+                              ),
     "an exception of its own": ("class Bad(KeyError): pass\ndef f():\n    raise Bad('k')", "try: f()\nexcept KeyError: pass"),
     "keywords": ("def f(a, *, b=2): return a, b", "assert f(a=1) == (1, 2)", "assert f(1, b=3) == (1, 3)"),
     "objects": ("class P:\n    def __init__(self, x): self.x = x\n    def twice(self): return 2 * self.x\ndef f(p): return P(p.x + 1)",
@@ -98,17 +107,11 @@ HONEST = {
     "builtins and constants of the program": ("LIMIT = 3\ndef f(x): return x < LIMIT", "assert f(2) and LIMIT == 3"),
 }  # fmt: skip
 
-RAISING = {"an expected exception", "an exception of its own"}
-
 
 @pytest.mark.parametrize(("program", "tests"), [(p, t) for p, *t in HONEST.values()], ids=HONEST.keys())
 def test_what_plain_python_accepts_is_accepted(verifier: SandboxVerifier, program: str, tests: list[str]):
-    # A call that raises is not a completed call, so such a block needs one more that is.
-    completing = "def completing(): return 1\n"
-    entry = "f"
-    verdict = judged(verifier, completing + program, *tests)
-    uncalled = verdict.detail.endswith(f"it completed no call of {entry}")
-    assert verdict.outcome is Outcome.PASSED or (uncalled and "raise" in program), verdict.detail
+    verdict = judged(verifier, program, *tests)
+    assert verdict.outcome is Outcome.PASSED, verdict.detail
 
 
 # Dishonest values
@@ -140,6 +143,9 @@ FRAMES = [
     b'["t",["value",["nt","P",["__class__","x"],[1,2]]]]',
     b'["t",["value",["nt","P);import os;(",["x"],[1]]]]',
     b'["t",["value",["r",0,1,0]]]',
+    b'["t",["value",["r",0,10000000000000,1]]]',
+    b'["t",["value",["nt","X",["a","\xef\xbd\x81"],[1,2]]]]',
+    b'["t",["value",["s",[' + ",".join(f'["i","{hex(i * (2**61 - 1))}"]' for i in range(30_000)).encode() + b"]]]]",
     b'["t",["value",["h",-1,"x"]]]',
     b'["t",["value",["datetime",1,2]]]',
     b'["t",["value",["T","open"]]]',
@@ -289,10 +295,16 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str):
     assert bpf(program, special["prlimit64"], arch, 0, 7, 0) == locks._ALLOW
     assert bpf(program, special["prlimit64"], arch, 0, 7, 1) == locks._ERRNO | 1
     assert bpf(program, special["prlimit64"], arch, 0, 7, 1 << 32) == locks._ERRNO | 1
-    assert bpf(program, special["socketpair"], arch, 1) == locks._ERRNO | 1
+    assert bpf(program, special["ioctl"], arch, 1, 0x5421) == locks._ALLOW
+    pairs = {(1, 1): True, (1, 1 | 0x80800): True, (1, 2): False, (1, 5): False, (2, 1): False}
+    for (family, kind), fine in pairs.items():
+        assert (bpf(program, special["socketpair"], arch, family, kind) == locks._ALLOW) == fine
+    assert bpf(program, special["sendto"], arch, 4, 7, 1, 0, 0) == locks._ALLOW
+    assert bpf(program, special["sendto"], arch, 4, 7, 1, 0, 7) == locks._ERRNO | 1
+    assert bpf(program, special["sendto"], arch, 4, 7, 1, 0, 1 << 40) == locks._ERRNO | 1
+    assert all(bpf(program, number, arch) == locks._ERRNO | 1 for number in locks._JUDGING[machine])
     judging = locks.seccomp_filter(machine, may_open=False, may_judge=True)
-    assert bpf(judging, special["socketpair"], arch, 1) == locks._ALLOW
-    assert bpf(judging, special["socketpair"], arch, 2) == locks._ERRNO | 1
+    assert all(bpf(judging, number, arch) == locks._ALLOW for number in locks._JUDGING[machine])
     assert all(bpf(judging, number, arch) == locks._ERRNO | 1 for number in locks._OPENING[machine])
     if machine == "x86_64":
         assert bpf(program, 0x40000000, arch) == locks._KILL
@@ -310,6 +322,8 @@ def bpf(program: bytes, number: int, arch: int, *arguments: int) -> int:
         at += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, k)
+        elif code == 0x54:
+            accumulator &= k
         elif code == 0x06:
             return int(k)
         else:

@@ -222,15 +222,57 @@ def test_a_test_that_calls_nothing_is_not_passed() -> None:
     assert verdict.detail == "test 1 of 3: assert True: it completed no call of f"
 
 
-def test_a_call_that_raised_is_not_a_completed_call() -> None:
+def test_an_expected_exception_is_an_answer_and_leaving_is_none() -> None:
     swallowing = "try: f(1)\nexcept ValueError: pass"
-    assert judged("def f(x): raise ValueError", task(swallowing)).outcome is Outcome.FAILED
+    assert judged("def f(x): raise ValueError", task(swallowing)).outcome is Outcome.PASSED
     assert judged("def f(x): return 0", task(swallowing)).outcome is Outcome.PASSED
+    anything = "try: f(1)\nexcept Exception: pass"
+    assert judged("def f(x): raise SystemExit", task(anything)).outcome is Outcome.FAILED
+    assert (
+        judged("import os\ndef f(x): os._exit(0)", task("try: f(1)\nexcept BaseException: pass")).outcome
+        is Outcome.CRASHED
+    )
 
 
 def test_calls_in_the_set_up_or_inside_the_program_do_not_count() -> None:
     program = SUCCESSOR + "def g(x): return f(x)\n"
     assert judged(program, task("assert g(1) == 2", setup="f(1)")).outcome is Outcome.FAILED
+
+
+def test_a_program_cannot_supply_the_modules_of_the_test() -> None:
+    program = "class math: isclose = staticmethod(lambda *a, **k: True)\ndef f(x): return 0"
+    assert judged(program, task("assert math.isclose(f(1), 2.5)")).outcome is Outcome.FAILED
+
+
+def test_stop_iteration_does_not_end_the_loops_of_the_test() -> None:
+    program = "def f(x):\n    if x: raise StopIteration\n    return 1"
+    assert judged(program, task("assert all(map(lambda x: f(x) == x + 1, range(5)))")).outcome is Outcome.ERROR
+    assert judged(program, task("for a, b in zip(map(f, range(5)), [1, 2, 3]): assert a == b")).outcome is Outcome.ERROR
+
+
+def test_membership_is_decided_here_and_tells_the_program_nothing() -> None:
+    program = "seen = []\nclass A:\n    def __contains__(self, x):\n        seen.append(x)\n        return True\n"
+    program += "    def __iter__(self): return iter([3])\ndef f(x): return seen[-1] if x and seen else A()"
+    verdict = judged(program, task("assert 7 in f(0)", "assert 3 in f(0)", "assert f(1) == 7"))
+    assert verdict.tests_passed == 1
+
+
+def test_threads_are_bounded_for_root_too() -> None:
+    program = """
+import _thread, time
+_thread.stack_size(32768)
+def f(x):
+    started = 0
+    try:
+        for _ in range(6000):
+            _thread.start_new_thread(time.sleep, (3,))
+            started += 1
+    except RuntimeError:
+        return x + 1 if started < 5000 else started
+    return started
+"""
+    verdict = judged(program, task(), Limits(memory_mib=4096))
+    assert verdict.outcome is Outcome.PASSED, verdict.detail
 
 
 def test_an_entry_point_may_be_named_like_a_builtin_but_must_be_defined() -> None:
@@ -316,7 +358,8 @@ refusals = [
     refused(lambda: os.mkdir("/tmp/folder")), refused(lambda: os.unlink("/tmp/file")),
     refused(lambda: os.symlink("/etc", "/tmp/link")), refused(lambda: os.chmod("/tmp", 0o777)),
     refused(os.fork), refused(lambda: os.posix_spawn("/bin/true", ["true"], {})),
-    refused(lambda: subprocess.run(["/bin/true"])), refused(socket.socketpair),
+    refused(lambda: subprocess.run(["/bin/true"])), refused(socket.socket),
+    refused(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)),
     refused(lambda: os.kill(os.getpid(), 0)), refused(lambda: signal.pidfd_send_signal(3, 0)),
     refused(lambda: resource.setrlimit(resource.RLIMIT_AS, unlimited)), refused(lambda: os.nice(1)),
     refused(lambda: os.setsid()), refused(lambda: os.memfd_create("x")), refused(lambda: os.sched_setaffinity(0, {0})),
@@ -366,13 +409,22 @@ def test_a_judge_that_dies_is_replaced_and_the_program_judged_again() -> None:
         assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
 
 
+def test_judges_that_died_idle_cost_an_honest_program_nothing() -> None:
+    with SandboxVerifier(QUICK, workers=2) as verifier:
+        both = [verifier.submit(THREE, burning(0.2)) for _ in range(2)]
+        wait(both)
+        for pid in children_of(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+        assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
+
+
 def test_a_program_that_hangs_its_judge_loses() -> None:
     """Tests that spin in the judge on what the program returned: the judge's own clock, and then its replacement."""
     exercise = task("v = f(1)\nwhile v: pass", "assert f(1)")
     with SandboxVerifier(Limits(cpu_s=0.5, wall_s=0.5), workers=1) as verifier:
         assert verifier.submit(exercise, "def f(x): return 1").result().outcome is Outcome.TIMEOUT
         stubborn = task("v = f(1)\nwhile v:\n    try:\n        while v: pass\n    except BaseException: pass")
-        assert verifier.submit(stubborn, "def f(x): return 1").result().outcome is Outcome.CRASHED
+        assert verifier.submit(stubborn, "def f(x): return 1").result().outcome is Outcome.TIMEOUT
         assert verifier.submit(THREE, SUCCESSOR).result().outcome is Outcome.PASSED
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -17,7 +18,7 @@ from greenloop.errors import SandboxError
 from greenloop.sandbox.limits import Limits
 from greenloop.sandbox.probes import PROBES, Probe
 from greenloop.sandbox.transcript import Ending, Transcript, verdict_of
-from greenloop.sandbox.worker import Worker, WorkerError
+from greenloop.sandbox.worker import Worker, WorkerError, WorkerHungError
 from greenloop.types import Outcome, Task, Verdict
 
 REFERENCE_FACTOR = 5.0
@@ -72,7 +73,8 @@ class SandboxVerifier:
         self._reference_cpu_s: dict[Task, float] = {}
         self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="judge")
         try:
-            first = self._start()
+            # By a thread of the pool: a judge dies with the thread that started it.
+            first = self._threads.submit(self._start).result()
         except (WorkerError, SandboxError) as error:
             self.close()
             raise SandboxError(f"programs cannot be judged here: {error}") from None
@@ -136,25 +138,33 @@ class SandboxVerifier:
             if task.reference:
                 patient = self._limits.scaled(REFERENCE_PATIENCE)
                 verdict = self._judge_within(task, task.reference, patient)
+                if verdict.outcome in (Outcome.HARNESS, Outcome.CRASHED):
+                    return 0.0  # nothing is known of the task yet
                 measured = verdict.cpu_s if verdict.outcome is Outcome.PASSED else 0.0
             self._reference_cpu_s[task] = measured
         return self._reference_cpu_s[task]
 
     def _judge_within(self, task: Task, program: str, limits: Limits) -> Verdict:
         """The verdict; a judge that fails on the program twice is the program's doing if it works without it."""
-        for _ in range(2):
-            try:
-                return verdict_of(self._seen(task, program, limits), task)
-            except WorkerError as error:
-                failure = str(error)
+        try:
+            return verdict_of(self._seen(self._take, task, program, limits), task)
+        except WorkerError:
+            pass
+        try:
+            return verdict_of(self._seen(self._start, task, program, limits), task)
+        except WorkerHungError:
+            transcript = Transcript(ending=Ending.WALL, load=None, note="the judge hung on it twice")
+        except WorkerError as error:
+            transcript = Transcript(ending=Ending.DIED, load=None, note=f"{error} on it twice")
         try:
             self._give_back(self._start())
         except (WorkerError, SandboxError) as error:
-            return verdict_of(Transcript(ending=Ending.NOT_STARTED, load=None, note=str(error)), task)
-        return verdict_of(Transcript(ending=Ending.DIED, load=None, note=f"{failure} on it twice"), task)
+            transcript = Transcript(ending=Ending.NOT_STARTED, load=None, note=str(error))
+        self._refuse_if_closed()
+        return verdict_of(transcript, task)
 
-    def _seen(self, task: Task, program: str, limits: Limits) -> Transcript:
-        worker = self._take()
+    def _seen(self, get: Callable[[], Worker], task: Task, program: str, limits: Limits) -> Transcript:
+        worker = get()
         try:
             transcript = worker.judge(task, program, limits)
         except WorkerError:
@@ -166,10 +176,14 @@ class SandboxVerifier:
         return transcript
 
     def _take(self) -> Worker:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return self._start()
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                return self._start()
+            if worker.process.poll() is None:
+                return worker
+            self._drop(worker)
 
     def _give_back(self, worker: Worker) -> None:
         if worker.judged >= PROGRAMS_A_WORKER:

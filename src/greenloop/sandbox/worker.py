@@ -37,6 +37,10 @@ class WorkerError(Exception):
     """The judge did not start, ended, or hung; says how."""
 
 
+class WorkerHungError(WorkerError):
+    """The judge did not answer in time."""
+
+
 class Worker:
     """A judge with its fork server; not for two threads at a time."""
 
@@ -128,7 +132,7 @@ class Worker:
         while count:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                raise WorkerError("the judge hung")
+                raise WorkerHungError("the judge hung")
             if not select.select([self._answers], [], [], left_s)[0]:
                 continue
             chunk = os.read(self._answers, count)

@@ -64,6 +64,13 @@ def describe(error: BaseException) -> str:
         return "an exception that cannot be printed"
 
 
+class ByReference:
+    """Travels as a handle even if the target has a value of its own."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+
 class Program:
     """The loaded program and the objects that the judge holds handles of."""
 
@@ -74,6 +81,8 @@ class Program:
 
     def export(self, value: Any) -> list[Any]:
         """A handle: its number, the name of the type, whether it can be called."""
+        if type(value) is ByReference:
+            value = value.target
         place = self.known.get(id(value))
         if place is None:
             place = self.known[id(value)] = len(self.objects)
@@ -126,15 +135,21 @@ class Program:
 
     def do_call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The value of a call, and the arguments that it changed in place by their number."""
-        before = [_encoded(value, self.export) if type(value) in _MUTABLE else None for value in args]
+        passed: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        mutable = {place: argument for place, argument in passed.items() if type(argument) in _MUTABLE}
+        before = {place: _encoded(argument, self.export) for place, argument in mutable.items()}
         value = function(*args, **kwargs)
         changed = {
-            place: args[place]
-            for place, old in enumerate(before)
-            if old is not None and _encoded(args[place], self.export) != old
+            place: argument
+            for place, argument in mutable.items()
+            if before[place] is not None and _encoded(argument, self.export) != before[place]
         }
-        same = next((place for place, argument in enumerate(args) if argument is value and before[place]), None)
+        same = next((place for place, argument in mutable.items() if argument is value), None)
         return [None if same is not None else value, same, changed]
+
+    def do_entry(self, name: str) -> Any:
+        """A handle of the entry point, whatever it is."""
+        return ByReference(vars(self.module)[name])
 
     def do_name(self, name: str) -> Any:
         """A global of the program."""
@@ -180,14 +195,18 @@ def _encoded(value: Any, export: Any) -> bytes | None:
         return None
 
 
+_reserve: list[bytes] = []
+
+
 def guarded(action: Any) -> tuple[str, Any]:
     """`value` and what `action` returned, or `raised` and the nearest built-in exception with its message."""
-    reserve = []
+    outermost = not _reserve
     try:
-        reserve.append(bytes(RESERVE_BYTES))
+        if outermost:
+            _reserve.append(bytes(RESERVE_BYTES))
         return "value", action()
     except BaseException as error:
-        reserve.clear()
+        _reserve.clear()
         mro = type.mro(type(error))
         known = next((kind.__name__ for kind in mro if wire.EXCEPTIONS.get(kind.__name__) is kind), "Exception")
         # str() of a KeyError quotes its key; the judge makes another KeyError of it, which would quote it again.
@@ -195,6 +214,9 @@ def guarded(action: Any) -> tuple[str, Any]:
         detail = error.args[0][:TEXT] if plain_key else describe(error)
         own = type(error).__name__
         return "raised", [known, detail if own == known else f"{own}: {detail}"[:TEXT]]
+    finally:
+        if outermost:
+            _reserve.clear()
 
 
 def serve() -> NoReturn:

@@ -21,7 +21,7 @@ import sys
 import time
 
 from . import locks, wire, zygote
-from .proxy import CountedHandle, Handle
+from .proxy import Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ MIB = 1 << 20
 TICK_S = 0.005
 GRACE_S = 2.0
 """The judge's own time on a program, over its wall limit."""
+AGAIN_S = 0.25
+"""Then its alarm rings until the tests give up."""
 MEMORY_MIB = 2048
 DETAIL = 200
 PRELOADED = (
@@ -71,7 +73,9 @@ class Talk:
         self.started_s = time.monotonic()
         self.cpu_limit_s, self.wall_limit_s = limits["cpu_s"], limits["wall_s"]
         self.over: EndedError | None = None
-        self.counted: CountedHandle | None = None
+        self.entry: Handle | None = None
+        self.entry_calls = 0
+        """Calls of the entry point that were answered, with a value or with an exception that a test may expect."""
         self.callbacks: list[Any] = []
         self.handles: dict[int, Handle] = {}
 
@@ -81,7 +85,9 @@ class Talk:
 
     def send(self, value: Any) -> None:
         """One frame to the process."""
-        data = wire.dumps(value, self.export)
+        self._send(wire.dumps(value, self.export))
+
+    def _send(self, data: bytes) -> None:
         self._patiently(self.line.sendall, len(data).to_bytes(4, "big") + data)
 
     def receive(self) -> tuple[Any, ...]:
@@ -106,14 +112,17 @@ class Talk:
         if self.over is not None:
             raise self.over
         self.send((verb, list(parts)))
+        of_entry = verb == "call" and parts[0] == self.entry
         while True:
             kind, *rest = self.receive()
             if kind == "callback" and len(rest) == 3:
                 self._call_back(*rest)
             elif kind == "value" and len(rest) == 1:
+                self.entry_calls += of_entry
                 return rest[0]
             elif kind == "raised" and len(rest) == 1 and _is_raised(rest[0]):
-                raise _exception(*rest[0])
+                self.entry_calls += of_entry and rest[0][0] in ORDINARY
+                raise _exception(*rest[0], of_next=(verb, *parts[:1]) == ("builtin", "next"))
             elif kind == "unencodable" and len(rest) == 1:
                 raise ValueError(f"the function returned what cannot be passed: {rest[0]}"[:DETAIL])
             else:
@@ -148,10 +157,10 @@ class Talk:
         if type(number) is not int or not 0 <= number < len(self.callbacks) or type(args) is not list:
             self.end("malformed", "an unknown function")
         try:
-            answer = ("value", self.callbacks[number](*args, **kwargs))
+            data = wire.dumps(("value", self.callbacks[number](*args, **kwargs)), self.export)
         except Exception as error:
-            answer = ("raised", [type(error).__name__, str(error)[:DETAIL]])
-        self.send(answer)
+            data = wire.dumps(("raised", [type(error).__name__, str(error)[:DETAIL]]))
+        self._send(data)
 
     def _exactly(self, count: int) -> bytes:
         chunks = []
@@ -187,9 +196,18 @@ def _is_raised(value: Any) -> bool:
     return type(value) is list and len(value) == 2 and all(type(part) is str for part in value)
 
 
-def _exception(name: str, message: str) -> BaseException:
+ORDINARY = frozenset(name for name, kind in wire.EXCEPTIONS.items() if issubclass(kind, Exception))
+
+
+def _exception(name: str, message: str, *, of_next: bool) -> BaseException:
+    """The built-in exception of that name.
+
+    What would end a loop of the test unseen (StopIteration but from `next`), or the judge (SystemExit), is a
+    RuntimeError.
+    """
     kind = wire.EXCEPTIONS.get(name, Exception)
-    if not issubclass(kind, Exception):
+    ends_loops = kind in (StopIteration, StopAsyncIteration) and not of_next
+    if ends_loops or not issubclass(kind, Exception):
         return RuntimeError(f"{name}: {message}"[:DETAIL])
     try:
         return kind(message)
@@ -210,30 +228,24 @@ class Examination:
         self.names: dict[str, Any] = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
         exec(compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), self.names)
         wanted = set().union(*(_mentioned(code) for code in (setup, *self.blocks)))
-        own = set(self.names) | set(self.names["__builtins__"])
+        # The well-known modules are the test's own, whatever the program calls by their names.
+        own = set(self.names) | set(self.names["__builtins__"]) | set(PRELOADED)
         for name in program_names:
             if name in wanted and name not in own:
-                value = talk.ask("name", name)
-                # A module that the program imported is the test's own, where the test has one.
-                if not (name in PRELOADED and isinstance(value, Handle) and value._name == "module"):
-                    self.names[name] = value
-        target = talk.ask("name", entry)
-        if not isinstance(target, Handle):
-            raise TypeError(f"{entry!r} is not callable")
-        self.entry = talk.counted = CountedHandle(talk.ask, target._number, target._name)
-        talk.handles[target._number] = self.entry
-        self.names[entry] = self.entry
+                self.names[name] = talk.ask("name", name)
+        self.talk, talk.entry = talk, talk.ask("entry", entry)
+        self.names[entry] = talk.entry
         for module in PRELOADED:
             if module in wanted and module not in self.names:
                 self.names[module] = __import__(module)
         exec(setup, self.names)
 
     def judge(self, index: int, seed: int) -> tuple[str, str]:
-        """Run one block: it passes if it raised nothing and completed a call of the entry point."""
-        before = self.entry._completed
+        """Run one block: it passes if it raised nothing and the program answered a call of the entry point."""
+        before = self.talk.entry_calls
         random.seed(seed)
         exec(self.blocks[index], self.names)
-        return ("passed", "") if self.entry._completed > before else ("uncalled", "")
+        return ("passed", "") if self.talk.entry_calls > before else ("uncalled", "")
 
 
 def _mentioned(code: CodeType) -> set[str]:
@@ -275,7 +287,7 @@ def examine(talk: Talk, job: dict[str, Any]) -> dict[str, Any]:
         _run_blocks(talk, job, value if type(value) is list else [], seen["blocks"])
     except EndedError as ended:
         seen["ending"], seen["note"] = ended.args[0], _one_line(ended.args[1])
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # nothing that a program sends may end the judge
         seen["ending"], seen["note"] = "malformed", _describe(error)
     return seen
 
@@ -291,12 +303,15 @@ def _run_blocks(talk: Talk, job: dict[str, Any], program_names: list[str], resul
     for index, seed in enumerate(job["seeds"]):
         try:
             result = exam.judge(index, seed) if exam else failure
-        except EndedError:
+        except (EndedError, JudgeTimeoutError):
             raise
         except BaseException as error:
             result = (_kind_of(error), _describe(error))
+        # A test may have swallowed either.
         if talk.over is not None:
             raise talk.over
+        if time.monotonic() > talk.started_s + talk.wall_limit_s + GRACE_S:
+            raise JudgeTimeoutError
         explained = any(kind != "passed" for kind, _ in results)
         results.append((result[0], "" if explained else result[1]))
 
@@ -329,7 +344,7 @@ class Worker:
             theirs.close()
             (pid,) = struct.unpack("=i", self._control_bytes(4))
             talk = Talk(ours, pid, limits)
-            signal.setitimer(signal.ITIMER_REAL, limits["wall_s"] + GRACE_S)
+            signal.setitimer(signal.ITIMER_REAL, limits["wall_s"] + GRACE_S, AGAIN_S)
             try:
                 seen = examine(talk, job)
             except JudgeTimeoutError:

@@ -8,6 +8,7 @@ Sources: prctl(2), capset(2), landlock(7), seccomp(2), and the kernel's Document
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -28,6 +29,9 @@ PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_A
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 CAPABILITY_VERSION_3 = 0x20080522
 LAST_CAPABILITY = 63
+NOBODY = 65534
+TASKS = 4096
+"""Threads of all processes of one user together: enough beside a desktop, far from the machine's limit."""
 
 MACHINE = platform.machine()
 _CALLS = {
@@ -140,13 +144,28 @@ def library_paths() -> tuple[list[str], list[str]]:
         readable += [os.path.join(shared, entry) for entry in os.listdir(shared) if ".so" in entry]
     for folder in ("/lib", "/usr/lib"):
         readable.append(f"{folder}/{MACHINE}-linux-gnu")
-    readable += ["/lib64", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
+    for folder in ("/lib64", "/usr/lib64"):
+        if os.path.isdir(folder):
+            readable += [os.path.join(folder, entry) for entry in os.listdir(folder) if not entry.startswith("python")]
+    readable += ["/etc/ld.so.cache", "/usr/share/zoneinfo"]
     return readable, [library]
+
+
+def become_countable() -> None:
+    """Give root another real user: the kernel bounds the threads of every user but root (RLIMIT_NPROC).
+
+    The effective user stays, so that an interpreter in root's own home can still be read.
+    """
+    if os.getuid() == 0:
+        # Where only root is mapped, root is an ordinary user outside and is counted as such.
+        with contextlib.suppress(OSError):
+            os.setresuid(NOBODY, 0, 0)
 
 
 def limit_resources(*, cpu_s: int, memory_bytes: int, file_bytes: int, open_files: int) -> None:
     """Bound this process for good."""
     for kind, limit in (
+        (resource.RLIMIT_NPROC, TASKS),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, file_bytes),
@@ -164,34 +183,43 @@ _COMMON = {
         0, 1, 3, 5, 8, 9, 10, 11, 12, 13, 14, 15, 17, 19, 20, 24, 25, 28, 35, 39, 60, 63, 96, 97, 98, 99, 100, 102, 104,
         107, 108, 110, 131, 186, 202, 204, 218, 219, 228, 229, 230, 231, 262, 273, 318, 324, 332, 334,
         7, 23, 270, 271, 36, 37, 38, 21, 269, 439, 4, 6, 79, 89, 217, 267, 201, 309, 32, 33, 292, 232, 233, 281, 291,
-        290, 22, 293,
+        290, 22, 293, 45, 48,
     ),
     "aarch64": (
         63, 64, 57, 80, 62, 222, 226, 215, 214, 134, 135, 139, 67, 65, 66, 124, 216, 233, 101, 172, 93, 160, 169, 163,
         165, 179, 153, 174, 176, 175, 177, 173, 132, 178, 98, 123, 96, 128, 113, 114, 115, 94, 79, 99, 278, 283, 291,
-        293, 73, 72, 102, 103, 48, 439, 17, 78, 61, 168, 23, 24, 20, 21, 22, 19, 59,
+        293, 207, 210, 73, 72, 102, 103, 48, 439, 17, 78, 61, 168, 23, 24, 20, 21, 22, 19, 59,
     ),
 }  # fmt: skip
 """read write close fstat lseek mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn pread64 readv writev
 sched_yield mremap madvise nanosleep getpid exit uname gettimeofday getrlimit getrusage sysinfo times getuid getgid
 geteuid getegid getppid sigaltstack gettid futex sched_getaffinity set_tid_address restart_syscall clock_gettime
 clock_getres clock_nanosleep exit_group newfstatat set_robust_list getrandom membarrier statx rseq, poll and select,
-interval timers, access, stat, getcwd, readlink, getdents64, time, getcpu, dup, epoll, eventfd, pipe."""
+interval timers, recvfrom, shutdown, access, stat, getcwd, readlink, getdents64, time, getcpu, dup, epoll, eventfd and
+pipe."""
 _OPENING = {"x86_64": (2, 257), "aarch64": (56,)}
 """open, openat: left out at level `no-open`."""
-_JUDGING = {"x86_64": (46, 47, 44, 45, 48), "aarch64": (211, 212, 206, 207, 210)}
-"""sendmsg recvmsg sendto recvfrom shutdown, on descriptors that are there."""
+_JUDGING = {"x86_64": (46, 47), "aarch64": (211, 212)}
+"""sendmsg recvmsg: descriptors go to the fork server."""
 _SPECIAL = {
-    "x86_64": {"clone": 56, "clone3": 435, "ioctl": 16, "fcntl": 72, "prlimit64": 302, "socketpair": 53},
-    "aarch64": {"clone": 220, "clone3": 435, "ioctl": 29, "fcntl": 25, "prlimit64": 261, "socketpair": 199},
+    "x86_64": {"clone": 56, "clone3": 435, "ioctl": 16, "fcntl": 72, "prlimit64": 302, "socketpair": 53, "sendto": 44},
+    "aarch64": {
+        "clone": 220,
+        "clone3": 435,
+        "ioctl": 29,
+        "fcntl": 25,
+        "prlimit64": 261,
+        "socketpair": 199,
+        "sendto": 206,
+    },
 }
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-_LD_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_LD_ABS, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARGS = 0, 4, 16
 _CLONE_THREAD, _TCGETS, _FIONBIO, _F_GETLK, _F_DUPFD_CLOEXEC, _X32 = 0x10000, 0x5401, 0x5421, 5, 1030, 0x40000000
-_AF_UNIX = 1
+_AF_UNIX, _SOCK_STREAM = 1, 1
 
 
 def _argument(index: int, *, high: bool = False) -> int:
@@ -204,7 +232,7 @@ def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool) -> bytes:
     Args:
         machine: as `platform.machine()` says.
         may_open: files may be opened (Landlock says which).
-        may_judge: messages and pairs of local sockets, for the judge.
+        may_judge: messages with descriptors, for the judge.
     """
     special = _SPECIAL[machine]
     program: list[tuple[int, int, int, int]] = [
@@ -225,20 +253,25 @@ def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool) -> bytes:
     program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _TCGETS)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JGE, 1, 0, _F_GETLK)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _F_DUPFD_CLOEXEC)])
-    program += _guarded(
-        special["prlimit64"],
-        [
-            (_LD_ABS, 0, 0, _argument(2)),
-            (_JEQ, 0, 3, 0),
-            (_LD_ABS, 0, 0, _argument(2, high=True)),
-            (_JEQ, 0, 1, 0),
-        ],
-    )
-    if may_judge:
-        program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _FIONBIO)])
-        program += _guarded(special["socketpair"], [(_LD_ABS, 0, 0, _argument(0)), (_JEQ, 0, 1, _AF_UNIX)])
+    program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _FIONBIO)])
+    program += _guarded(special["prlimit64"], _is_null(2))
+    # A pair of stream sockets reaches nobody else, and without an address nothing can be sent past its other end.
+    pair = [(_LD_ABS, 0, 0, _argument(0)), (_JEQ, 0, 4, _AF_UNIX)]
+    kind = [(_LD_ABS, 0, 0, _argument(1)), (_AND, 0, 0, 0xF), (_JEQ, 0, 1, _SOCK_STREAM)]
+    program += _guarded(special["socketpair"], [*pair, *kind])
+    program += _guarded(special["sendto"], _is_null(4))
     program.append((_RET, 0, 0, _ERRNO | errno.EPERM))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def _is_null(index: int) -> list[tuple[int, int, int, int]]:
+    """Condition: the pointer argument is 0, both halves of it."""
+    return [
+        (_LD_ABS, 0, 0, _argument(index)),
+        (_JEQ, 0, 3, 0),
+        (_LD_ABS, 0, 0, _argument(index, high=True)),
+        (_JEQ, 0, 1, 0),
+    ]
 
 
 def _guarded(number: int, condition: Sequence[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

@@ -29,9 +29,10 @@ class Handle:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it in the program's process; mutable arguments are left as the call left them."""
         value, same, changed = _call_result(self._ask("call", self, list(args), kwargs))
+        passed: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for place, new in changed.items():
-            _write_back(args[place], new)
-        return value if same is None else args[same]
+            _write_back(passed[place], new)
+        return value if same is None else passed[same]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__", "__annotations__"):
@@ -48,7 +49,8 @@ class Handle:
         self._ask("setitem", self, key, value)
 
     def __contains__(self, item: Any) -> bool:
-        return bool(self._ask("contains", self, item))
+        # Not asked of the program, which would learn the item and could say yes to all: its items are compared here.
+        return any(part is item or part == item for part in self)
 
     def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, Handle) and bool(self._ask("isinstance", instance, self))
@@ -83,27 +85,17 @@ class Handle:
     def __repr__(self) -> str:
         return _text(self._ask("builtin", "repr", self))
 
+    def __copy__(self) -> Handle:
+        return self
+
+    def __deepcopy__(self, _: Any) -> Handle:
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Handle) and self._number == other._number
 
     def __hash__(self) -> int:
         return hash(self._number)
-
-
-class CountedHandle(Handle):
-    """The entry point: counts the calls that came back."""
-
-    __slots__ = ("_completed",)
-
-    def __init__(self, ask: Ask, number: int, name: str) -> None:
-        super().__init__(ask, number, name)
-        object.__setattr__(self, "_completed", 0)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it; a call that raises is not counted."""
-        value = super().__call__(*args, **kwargs)
-        object.__setattr__(self, "_completed", self._completed + 1)
-        return value
 
 
 def _call_result(answer: Any) -> tuple[Any, int | None, dict[int, Any]]:

@@ -7,6 +7,7 @@ built, because the sender may be hostile: depth, nodes, digits, exponents, bytes
 A value is `null`, a boolean, a string, a float or an integer of 64 bits as itself, anything else `[tag, ...]`.
 """
 
+# ruff: noqa: BLE001
 from __future__ import annotations
 
 import builtins
@@ -17,6 +18,7 @@ import fractions
 import functools
 import json
 import keyword
+import math
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ EXPONENT = 20_000
 FIELDS = 64
 """Of a named tuple."""
 WORD = 1 << 63
+RANGE = 10_000_000
+"""Length of a range: a test that sums it must end."""
+COLLISIONS = 200
+"""Keys of one hash."""
 
 TYPES = {
     t.__name__: t
@@ -115,9 +121,9 @@ def loads(data: bytes, resolve: Callable[[list[Any]], Any] = _no_resolve) -> Any
         raise MalformedError("more than one value")
     try:
         return _Decoder(resolve).unpack(packed, 0)
-    except MalformedError:
+    except (MalformedError, MemoryError):
         raise
-    except (ValueError, TypeError, OverflowError, ArithmeticError, LookupError, RecursionError) as error:
+    except Exception as error:  # whatever else hostile parts make a constructor raise
         raise MalformedError(f"{type(error).__name__} in a value") from None
 
 
@@ -131,8 +137,10 @@ class _Encoder:
         if self._nodes > NODES:
             raise UnencodableError(f"a value of more than {NODES} parts")
         kind = type(value)
-        if value is None or kind is bool or kind is float or kind is str:
+        if value is None or kind is bool or kind is float:
             return value
+        if kind is str:
+            return value if value.isascii() else _text_or_tag(value)
         if kind is int:
             return value if -WORD <= value < WORD else _long(value)
         if depth > DEPTH:
@@ -166,6 +174,15 @@ class _Encoder:
             flat.append(self.pack(key, depth))
             flat.append(self.pack(item, depth))
         return flat
+
+
+def _text_or_tag(value: str) -> Any:
+    """Lone surrogates have a tag: JSON would join two of them into one character."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return ["u", value.encode("utf-8", "surrogatepass").decode("latin-1")]
+    return value
 
 
 def _long(value: int) -> list[Any]:
@@ -206,6 +223,8 @@ _PACKERS: dict[type, Callable[[_Encoder, Any, int], list[Any]]] = {
     datetime.datetime: lambda e, v, d: ["datetime", *_moment(v, "year", "month", "day", *_CLOCK, "fold"), _zone(v)],
     datetime.timedelta: lambda e, v, d: ["delta", *_moment(v, "days", "seconds", "microseconds")],
 }
+for _view, _tag in (({}.keys(), "dk"), ({}.values(), "dv"), ({}.items(), "di")):
+    _PACKERS[type(_view)] = lambda e, v, d, tag=_tag: [tag, e.items(v, d)]  # type: ignore[misc]
 _PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (int, lambda v: int.__add__(v, 0)),
     (float, float.__pos__),
@@ -217,9 +236,6 @@ _PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (dict, lambda v: dict(dict.items(v))),
     (set, lambda v: set(set.__iter__(v))),
     (frozenset, lambda v: frozenset(frozenset.__iter__(v))),
-    (type({}.keys()), list),
-    (type({}.values()), list),
-    (type({}.items()), list),
 )
 
 
@@ -233,8 +249,11 @@ class _Decoder:
         if self._nodes > NODES:
             raise MalformedError("too many parts")
         kind = type(packed)
-        if packed is None or kind is bool or kind is float or kind is str:
+        if packed is None or kind is bool or kind is str:
             return packed
+        if kind is float:
+            # One object for all of them, as in a program: a list with it equals a list with it.
+            return packed if packed == packed else math.nan
         if kind is int:
             if not -WORD <= packed < WORD:
                 raise MalformedError("a long integer without its tag")
@@ -257,13 +276,27 @@ class _Decoder:
         flat = self.items(packed, depth)
         if len(flat) % 2:
             raise MalformedError("a key without a value")
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+        return dict(zip(_hashable(flat[::2]), flat[1::2], strict=True))
 
     def whole(self, packed: Any, depth: int) -> int:
         value = self.unpack(packed, depth)
         if type(value) is not int:
             raise MalformedError("not an integer")
         return value
+
+
+def _hashable(items: list[Any]) -> list[Any]:
+    """Refuses keys that were made to collide: a set of them takes the square of their number."""
+    if len(items) > COLLISIONS and max(collections.Counter(map(hash, items)).values()) > COLLISIONS:
+        raise MalformedError("keys that collide")
+    return items
+
+
+def _range(decoder: _Decoder, packed: list[Any], depth: int) -> range:
+    start, stop, step = (decoder.whole(part, depth) for part in packed[1:4])
+    if abs(stop - start) > RANGE * abs(step):
+        raise MalformedError("a range beyond the bound")
+    return range(start, stop, step)
 
 
 def _hex(decoder: _Decoder, packed: list[Any], depth: int) -> int:
@@ -319,7 +352,12 @@ def _named_tuple(decoder: _Decoder, packed: list[Any], depth: int) -> Any:
     name, fields = _text(packed[1]), tuple(packed[2])
     words = (name, *fields)
     if len(fields) > FIELDS or not all(
-        type(word) is str and len(word) <= 100 and word.isidentifier() and not keyword.iskeyword(word) for word in words
+        type(word) is str
+        and word.isascii()
+        and len(word) <= 100
+        and word.isidentifier()
+        and not keyword.iskeyword(word)
+        for word in words
     ):
         raise MalformedError("not names of a tuple")
     return _tuple_class(name, fields)(*decoder.items(packed[3], depth))
@@ -339,8 +377,12 @@ _UNPACKERS: dict[str, Callable[[_Decoder, list[Any], int], Any]] = {
     "i": _hex,
     "l": lambda u, p, d: u.items(p[1], d),
     "t": lambda u, p, d: tuple(u.items(p[1], d)),
-    "s": lambda u, p, d: set(u.items(p[1], d)),
-    "f": lambda u, p, d: frozenset(u.items(p[1], d)),
+    "u": lambda u, p, d: _text(p[1]).encode("latin-1").decode("utf-8", "surrogatepass"),
+    "s": lambda u, p, d: set(_hashable(u.items(p[1], d))),
+    "f": lambda u, p, d: frozenset(_hashable(u.items(p[1], d))),
+    "dk": lambda u, p, d: dict.fromkeys(_hashable(u.items(p[1], d))).keys(),
+    "dv": lambda u, p, d: dict(enumerate(u.items(p[1], d))).values(),
+    "di": lambda u, p, d: dict(u.items(p[1], d)).items(),
     "d": lambda u, p, d: u.pairs(p[1], d),
     "od": lambda u, p, d: collections.OrderedDict(u.pairs(p[1], d)),
     "C": lambda u, p, d: collections.Counter(u.pairs(p[1], d)),
@@ -349,7 +391,7 @@ _UNPACKERS: dict[str, Callable[[_Decoder, list[Any], int], Any]] = {
     "b": lambda u, p, d: _text(p[1]).encode("latin-1"),
     "ba": lambda u, p, d: bytearray(_text(p[1]).encode("latin-1")),
     "c": lambda u, p, d: complex(p[1], p[2]),
-    "r": lambda u, p, d: range(*(u.whole(part, d) for part in p[1:4])),
+    "r": _range,
     "D": _decimal,
     "F": lambda u, p, d: fractions.Fraction(u.whole(p[1], d), u.whole(p[2], d)),
     "date": lambda u, p, d: datetime.date(*_numbers(p[1:], 3)),

@@ -58,6 +58,7 @@ def main(control_fd: int, level: str) -> NoReturn:
     preload()
     filters = {}
     if level != "rlimits-only":
+        locks.become_countable()
         locks.drop_privileges()
         if level == "full":
             locks.restrict_files(*locks.library_paths())
