@@ -384,7 +384,7 @@ def test_a_flood_of_forged_answers_is_a_crash_and_ends_soon(data: bytes) -> None
 
 def test_limits_under_which_nothing_runs_are_refused_at_the_start() -> None:
     with pytest.raises(SandboxError, match=r"the proof 'a right program' gave \w+ instead of passed"):
-        SandboxVerifier(Limits(memory_mib=1))
+        SandboxVerifier(Limits(cpu_s=1e-6))
 
 
 def test_a_process_that_cannot_start_is_our_fault_and_not_the_programs() -> None:

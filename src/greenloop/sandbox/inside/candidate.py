@@ -195,14 +195,14 @@ def _encoded(value: Any, export: Any) -> bytes | None:
         return None
 
 
-_reserve: list[bytes] = []
+_reserve = [bytes(RESERVE_BYTES)]
+"""Made before the fork: making it anew for each request cost as much as everything else a program does."""
 
 
 def guarded(action: Any) -> tuple[str, Any]:
     """`value` and what `action` returned, or `raised` and the nearest built-in exception with its message."""
-    outermost = not _reserve
     try:
-        if outermost:
+        if not _reserve:
             _reserve.append(bytes(RESERVE_BYTES))
         return "value", action()
     except BaseException as error:
@@ -214,9 +214,6 @@ def guarded(action: Any) -> tuple[str, Any]:
         detail = error.args[0][:TEXT] if plain_key else describe(error)
         own = type(error).__name__
         return "raised", [known, detail if own == known else f"{own}: {detail}"[:TEXT]]
-    finally:
-        if outermost:
-            _reserve.clear()
 
 
 def serve() -> NoReturn:
