@@ -171,16 +171,12 @@ class Program:
         """`target[key] = value`."""
         target[key] = value
 
-    def do_contains(self, target: Any, item: Any) -> bool:
-        """`item in target`."""
-        return item in target
-
     def do_isinstance(self, value: Any, kind: Any) -> bool:
         """`isinstance(value, kind)` for a class of the program's."""
         return isinstance(value, kind)
 
     def do_builtin(self, name: str, target: Any) -> Any:
-        """len, iter, next, bool, str, repr, int, float, abs, hash of an object."""
+        """len, iter, next, bool, str, repr, int, float or abs of an object."""
         return _APPLICABLE[name](target)
 
 
