@@ -310,6 +310,41 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str):
         assert bpf(program, 0x40000000, arch) == locks._KILL
 
 
+@pytest.mark.parametrize("may_open", [True, False])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_two_filters_of_a_program_together_are_the_whole_one(machine: str, may_open: bool):
+    """The fork server's filter and the one each process adds; the kernel takes the stricter answer."""
+    whole = locks.seccomp_filter(machine, may_open=may_open)
+    server = locks.seccomp_filter(machine, may_open=may_open, may_serve=True)
+    added = locks.program_filter(machine)
+    arch, special = locks._AUDIT_ARCH[machine], locks._SPECIAL[machine]
+    arguments = [
+        (),
+        (0x10000,),
+        (0x11,),
+        (0, 7, 0, 1),
+        (0, 7, 1),
+        (0, 7, 1 << 32),
+        (1, 1),
+        (2, 1),
+        (1, 0x5401),
+        (1, 0x5412),
+    ]
+    for number in (*range(600), 0x40000000):
+        for values in arguments:
+            answers = (bpf(server, number, arch, *values), bpf(added, number, arch, *values))
+            strictest = min(answers, key=signed)
+            assert strictest == bpf(whole, number, arch, *values), (number, values)
+    for number in (*locks._SERVING[machine], special["clone"], special["prlimit64"]):
+        assert bpf(server, number, arch, 0x11, 7, 1) == locks._ALLOW
+    assert bpf(server, 0, arch ^ 1) == locks._KILL
+
+
+def signed(answer: int) -> int:
+    """As the kernel compares answers: to end the process is the lowest."""
+    return answer - (answer >> 31 << 32)
+
+
 def bpf(program: bytes, number: int, arch: int, *arguments: int) -> int:
     import struct
 

@@ -109,7 +109,7 @@ class Program:
             self.answer(message)  # the function itself calls the program
 
     def load(self, job: dict[str, Any]) -> tuple[str, Any]:
-        """Run the data set's prelude and the program; `ok` with its names, or what it raised."""
+        """Run the data set's prelude and the program; its names and a handle of the entry point, or what it raised."""
         sys.modules["candidate"] = self.module
         names = vars(self.module)
 
@@ -117,7 +117,9 @@ class Program:
             _exec(_compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), names)
             random.seed(job["seed"])
             _exec(_compile(job["program"], "<program>", "exec", dont_inherit=True), names)
-            return [name for name in list(names) if type(name) is str and not name.startswith("__")][:2000]
+            public = [name for name in list(names) if type(name) is str and not name.startswith("__")]
+            entry = job["entry_point"]
+            return [public[:2000], ByReference(names[entry]) if entry in names else None]
 
         return guarded(top_level)
 
@@ -146,10 +148,6 @@ class Program:
         }
         same = next((place for place, argument in mutable.items() if argument is value), None)
         return [None if same is not None else value, same, changed]
-
-    def do_entry(self, name: str) -> Any:
-        """A handle of the entry point, whatever it is."""
-        return ByReference(vars(self.module)[name])
 
     def do_name(self, name: str) -> Any:
         """A global of the program."""
@@ -216,6 +214,6 @@ def serve() -> NoReturn:
     """Load the program that the judge sends, then answer requests until the judge has enough."""
     program = Program()
     job = receive(program.resolve)
-    send(wire.dumps(program.load(job)))
+    send(wire.dumps(program.load(job), program.export))
     while True:
         program.answer(receive(program.resolve))

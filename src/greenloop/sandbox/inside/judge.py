@@ -15,7 +15,6 @@ import os
 import random
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ GRACE_S = 2.0
 AGAIN_S = 0.25
 """Then its alarm rings until the tests give up."""
 MEMORY_MIB = 2048
+READ_BYTES = 1 << 16
 DETAIL = 200
 PRELOADED = (
     "bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools",
@@ -73,6 +73,8 @@ class Talk:
         self.started_s = time.monotonic()
         self.cpu_limit_s, self.wall_limit_s = limits["cpu_s"], limits["wall_s"]
         self.over: EndedError | None = None
+        self.arrived = bytearray()
+        self.patience_s = 0.0
         self.entry: Handle | None = None
         self.entry_calls = 0
         """Calls of the entry point that were answered, with a value or with an exception that a test may expect."""
@@ -163,14 +165,14 @@ class Talk:
         self._send(data)
 
     def _exactly(self, count: int) -> bytes:
-        chunks = []
-        while count:
-            chunk = self._patiently(self.line.recv, min(count, 1 << 20))
+        while len(self.arrived) < count:
+            chunk = self._patiently(self.line.recv, READ_BYTES)
             if not chunk:
                 self.end("died", "")
-            chunks.append(chunk)
-            count -= len(chunk)
-        return b"".join(chunks)
+            self.arrived += chunk
+        data = bytes(self.arrived[:count])
+        del self.arrived[:count]
+        return data
 
     def _patiently(self, action: Any, argument: Any) -> Any:
         """Wait for the line no longer than the limits allow."""
@@ -181,7 +183,10 @@ class Talk:
                 self.end("cpu", "")
             if wall_left_s <= 0:
                 self.end("wall", "")
-            self.line.settimeout(min(max(cpu_left_s, TICK_S), wall_left_s))
+            left_s = min(max(cpu_left_s, TICK_S), wall_left_s)
+            if not 0.9 * self.patience_s <= left_s <= self.patience_s:  # setting it costs a system call
+                self.patience_s = left_s
+                self.line.settimeout(left_s)
             try:
                 return action(argument)
             except TimeoutError:
@@ -218,9 +223,9 @@ def _exception(name: str, message: str, *, of_next: bool) -> BaseException:
 class Examination:
     """The test blocks of one task against one program."""
 
-    def __init__(self, talk: Talk, job: dict[str, Any], program_names: list[str]) -> None:
-        entry = job["entry_point"]
-        if entry not in program_names:
+    def __init__(self, talk: Talk, job: dict[str, Any], loaded: Any) -> None:
+        entry, program_names = job["entry_point"], loaded[0]
+        if not isinstance(loaded[1], Handle):
             raise NameError(f"the program does not define {entry!r}")
         # Compiled before the program is asked anything.
         setup = compile(job["setup"], "<setup>", "exec", dont_inherit=True)
@@ -233,7 +238,7 @@ class Examination:
         for name in program_names:
             if name in wanted and name not in own:
                 self.names[name] = talk.ask("name", name)
-        self.talk, talk.entry = talk, talk.ask("entry", entry)
+        self.talk, talk.entry = talk, loaded[1]
         self.names[entry] = talk.entry
         for module in PRELOADED:
             if module in wanted and module not in self.names:
@@ -276,7 +281,7 @@ def examine(talk: Talk, job: dict[str, Any]) -> dict[str, Any]:
     """Load the program and run every block; what was seen, as far as it came."""
     seen: dict[str, Any] = {"ending": "answered", "note": "", "load": None, "load_detail": "", "blocks": []}
     try:
-        talk.send({key: job[key] for key in ("prelude", "program", "seed")})
+        talk.send({key: job[key] for key in ("prelude", "program", "entry_point", "seed")})
         kind, value = talk.receive()
         if kind != "value":
             name, message = value if _is_raised(value) else ("Exception", "")
@@ -284,7 +289,7 @@ def examine(talk: Talk, job: dict[str, Any]) -> dict[str, Any]:
             seen["load_detail"] = _one_line(f"{name}: {message}".removesuffix(": "))
             return seen
         seen["load"] = "ok"
-        _run_blocks(talk, job, value if type(value) is list else [], seen["blocks"])
+        _run_blocks(talk, job, value if _is_loaded(value) else [[], None], seen["blocks"])
     except EndedError as ended:
         seen["ending"], seen["note"] = ended.args[0], _one_line(ended.args[1])
     except Exception as error:  # nothing that a program sends may end the judge
@@ -292,12 +297,16 @@ def examine(talk: Talk, job: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
-def _run_blocks(talk: Talk, job: dict[str, Any], program_names: list[str], results: list[tuple[str, str]]) -> None:
+def _is_loaded(value: Any) -> bool:
+    return type(value) is list and len(value) == 2 and type(value[0]) is list
+
+
+def _run_blocks(talk: Talk, job: dict[str, Any], loaded: list[Any], results: list[tuple[str, str]]) -> None:
     """One result a block; where the set-up fails, no block passes. Only the first that does not pass is explained."""
     exam: Examination | None = None
     failure = ("error", "")
     try:
-        exam = Examination(talk, job, program_names)
+        exam = Examination(talk, job, loaded)
     except Exception as error:
         failure = ("memory" if isinstance(error, MemoryError) else "error", _describe(error))
     for index, seed in enumerate(job["seeds"]):
@@ -328,22 +337,16 @@ class Worker:
         )  # fmt: skip
         theirs.close()
         self.control, self.level = ours, level
+        self.reaping = False
         if self.control.recv(1) != b"R":
             raise OSError("the fork server did not start")
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """What was seen of one program."""
         limits = job["limits"]
-        ours, theirs = socket.socketpair()
-        with ours:
-            bounds = zygote.SPAWN.pack(
-                int(limits["cpu_s"]) + 2, limits["memory_mib"] * MIB, limits["file_bytes"], limits["open_files"],
-                self.level == "full",
-            )  # fmt: skip
-            socket.send_fds(self.control, [b"F" + bounds], [theirs.fileno()])
-            theirs.close()
-            (pid,) = struct.unpack("=i", self._control_bytes(4))
-            talk = Talk(ours, pid, limits)
+        pid, line = self._process(limits)
+        with line:
+            talk = Talk(line, pid, limits)
             signal.setitimer(signal.ITIMER_REAL, limits["wall_s"] + GRACE_S, AGAIN_S)
             try:
                 seen = examine(talk, job)
@@ -352,21 +355,36 @@ class Worker:
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             wall_s = time.monotonic() - talk.started_s
+        cpu_s = talk.cpu_s()
         self.control.sendall(b"K")
-        status, user_s, system_s, peak_kib = zygote.ENDED.unpack(self._control_bytes(zygote.ENDED.size))
-        ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        cpu_s = user_s + system_s
+        self.reaping = True
         if seen["ending"] == "died":
+            status, cpu_s = self._reaped()
+            ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             seen["note"] = _signal_name(ended) if ended else f"exit status {os.WEXITSTATUS(status)}"
             if cpu_s >= limits["cpu_s"] or ended == signal.SIGXCPU:
                 seen["ending"] = "cpu"
-        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s, "peak_kib": peak_kib}
+        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s}
 
-    def _control_bytes(self, count: int) -> bytes:
-        data = self.control.recv(count, socket.MSG_WAITALL)
-        if len(data) != count:
+    def _process(self, limits: dict[str, Any]) -> tuple[int, socket.socket]:
+        """A locked process that waits for its program, and the line to it."""
+        if self.reaping:
+            self._reaped()
+        bounds = (int(limits["cpu_s"]) + 2, limits["memory_mib"] * MIB, limits["file_bytes"], limits["open_files"])
+        self.control.sendall(b"F" + zygote.BOUNDS.pack(*bounds))
+        data, descriptors, _, _ = socket.recv_fds(self.control, zygote.PID.size, 1)
+        if len(data) != zygote.PID.size or len(descriptors) != 1:
             raise OSError("the fork server ended")
-        return data
+        return zygote.PID.unpack(data)[0], socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptors[0])
+
+    def _reaped(self) -> tuple[int, float]:
+        """Wait status and CPU seconds of the last process; the fork server reaps while the judge goes on."""
+        self.reaping = False
+        data = self.control.recv(zygote.ENDED.size, socket.MSG_WAITALL)
+        if len(data) != zygote.ENDED.size:
+            raise OSError("the fork server ended")
+        status, user_s, system_s = zygote.ENDED.unpack(data)
+        return status, user_s + system_s
 
 
 class JudgeTimeoutError(BaseException):

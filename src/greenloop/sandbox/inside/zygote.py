@@ -1,14 +1,15 @@
 """The fork server: one process with the standard library loaded, from which every program's process is forked.
 
-In, over its control socket: `F` with a descriptor (fork; the child gets it as its only one), `K` (kill and reap it).
-Out: the child's process id; its wait status, CPU seconds and peak memory. It never sees a test, a program's text or a
-secret; it is locked (capabilities, Landlock) before the first fork, and each child adds limits and the call filter.
+In, over its control socket: `F` with bounds (a process for a program), `K` (kill and reap it). Out: the process's id
+with the descriptor of its line; its wait status and CPU seconds. It never sees a test, a program's text or a secret; it
+is locked (capabilities, Landlock, system calls) before the first fork, and each child adds limits and gives up the
+calls that only a fork server needs. The next child is made as soon as the last is reaped, never beside it.
 """
 
 from __future__ import annotations
 
-import array
 import codecs
+import ctypes
 import gc
 import os
 import signal
@@ -20,7 +21,7 @@ from . import candidate, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 PRELOADED = (
     "abc", "array", "bisect", "calendar", "cmath", "collections", "collections.abc", "concurrent.futures",
@@ -33,10 +34,15 @@ CODECS = (
     "ascii", "base64", "bz2", "cp1252", "cp437", "hex", "idna", "latin-1", "punycode", "raw_unicode_escape", "rot13",
     "unicode_escape", "utf-16", "utf-16-le", "utf-32", "utf-7", "utf-8", "utf-8-sig", "zlib",
 )  # fmt: skip
-SPAWN = struct.Struct("=iqqqi")
-"""cpu_s, memory, file bytes, open files, whether files may be opened."""
-ENDED = struct.Struct("=iddq")
-"""Wait status, user and system CPU seconds, peak resident memory in KiB."""
+BOUNDS = struct.Struct("=iqqq")
+"""cpu_s, memory, file bytes, open files."""
+PID = struct.Struct("=i")
+ENDED = struct.Struct("=idd")
+"""Wait status, user and system CPU seconds."""
+
+_fork = ctypes.PyDLL(None).fork
+"""As `os.fork` without the interpreter's handlers, which repair what other threads may have held: this process has no
+other thread. They cost half of the page faults of a program's process."""
 
 
 def preload() -> None:
@@ -56,56 +62,76 @@ def main(control_fd: int, level: str) -> NoReturn:
     """
     locks.die_with_parent(os.getppid())
     preload()
-    filters = {}
+    control = socket.socket(fileno=control_fd)
+    last_filter = b""
     if level != "rlimits-only":
         locks.become_countable()
         locks.drop_privileges()
         if level == "full":
             locks.restrict_files(*locks.library_paths())
-        filters[0] = locks.seccomp_filter(locks.MACHINE, may_open=False, may_judge=False)
-        filters[1] = locks.seccomp_filter(locks.MACHINE, may_open=True, may_judge=False)
-    control = socket.socket(fileno=control_fd)
+        last_filter = locks.program_filter(locks.MACHINE)
+        locks.restrict_calls(locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True))
     os.environ.clear()
     sys.argv[:] = ["candidate"]
     gc.collect()
     gc.freeze()
     control.sendall(b"R")
-    serve(control, filters)
+    serve(control, last_filter)
 
 
-def serve(control: socket.socket, filters: dict[int, bytes]) -> NoReturn:
-    """Fork and reap, one program at a time."""
-    zygote_pid = os.getpid()
+def serve(control: socket.socket, last_filter: bytes) -> NoReturn:
+    """Fork and reap, one program at a time; the next process is made while the judge is busy elsewhere."""
+    bounds, (pid, line) = b"", (0, None)
     while True:
-        message, ancillary, _, _ = control.recvmsg(1 + SPAWN.size, socket.CMSG_LEN(4))
-        if message[:1] != b"F" or len(message) != 1 + SPAWN.size or not ancillary:
+        message = control.recv(1 + BOUNDS.size)
+        if message[:1] != b"F" or len(message) != 1 + BOUNDS.size:
             os._exit(0)
-        fd = array.array("i", ancillary[0][2])[0]
-        pid = os.fork()
-        if not pid:
-            become_candidate(fd, SPAWN.unpack(message[1:]), filters, zygote_pid)
-        os.close(fd)
-        control.sendall(struct.pack("=i", pid))
+        if message[1:] != bounds or line is None:
+            if line is not None:
+                line.close()
+                reap(pid)
+            bounds = message[1:]
+            pid, line = spawn(bounds, last_filter)
+        socket.send_fds(control, [PID.pack(pid)], [line.fileno()])
+        line.close()
         stop = control.recv(1)
-        os.kill(pid, signal.SIGKILL)
-        _, status, usage = os.wait4(pid, 0)
-        control.sendall(ENDED.pack(status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss))
+        status, usage = reap(pid)
+        control.sendall(ENDED.pack(status, usage.ru_utime, usage.ru_stime))
         if stop != b"K":
             os._exit(0)
+        pid, line = spawn(bounds, last_filter)
 
 
-def become_candidate(
-    fd: int, bounds: tuple[int, int, int, int, int], filters: dict[int, bytes], zygote_pid: int
-) -> NoReturn:
-    """In the fork: one descriptor, limits, the call filter; then the first byte of the program is read."""
+def spawn(bounds: bytes, last_filter: bytes) -> tuple[int, socket.socket]:
+    """A new locked process that waits for its program; its id and the judge's end of its line."""
+    judges, programs = socket.socketpair()
+    zygote_pid = os.getpid()
+    pid = _fork()
+    if not pid:
+        become_candidate(programs.fileno(), BOUNDS.unpack(bounds), last_filter, zygote_pid)
+    programs.close()
+    if pid < 0:
+        os._exit(1)
+    return pid, judges
+
+
+def reap(pid: int) -> tuple[int, Any]:
+    """Kill the process; its wait status and what it used."""
+    os.kill(pid, signal.SIGKILL)
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage
+
+
+def become_candidate(fd: int, bounds: tuple[int, int, int, int], last_filter: bytes, zygote_pid: int) -> NoReturn:
+    """In the fork: one descriptor, limits, the rest of the call filter; then the first byte of the program is read."""
     try:
         os.dup2(fd, candidate.SOCKET_FD)
         os.closerange(candidate.SOCKET_FD + 1, 1 << 20)
         locks.die_with_parent(zygote_pid)
-        cpu_s, memory_bytes, file_bytes, open_files, may_open = bounds
+        cpu_s, memory_bytes, file_bytes, open_files = bounds
         locks.limit_resources(cpu_s=cpu_s, memory_bytes=memory_bytes, file_bytes=file_bytes, open_files=open_files)
-        if filters:
-            locks.restrict_calls(filters[may_open])
+        if last_filter:
+            locks.restrict_calls(last_filter)
         candidate.serve()
     finally:
         os._exit(1)
