@@ -95,8 +95,10 @@ def step_line(record: Mapping[str, Any], steps: int) -> str:
     """One finished step for people."""
     seconds = record["seconds"]["total"]
     shown = "  -  " if record["pass_rate"] is None else f"{record['pass_rate']:5.0%}"
+    signs = [f"{count} {sign.replace('_', ' ')}" for sign, count in record["gauges"].items() if count]
     return (
         f"step {record['step'] + 1:>3}/{steps}  pass {shown}  ran {record['ran'] or 0:4.0%}  "
         f"reward {record['reward'] or 0:5.2f}  dead {record['dead_groups']}/{len(record['tasks'])}  "
         f"{record['length_mean']:.0f} tokens each  {record['tokens_per_s']['rollout']:.0f} tokens/s  {seconds:.1f} s"
+        + (f"  [{', '.join(signs)}]" if signs else "")
     )

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from greenloop.curriculum import outcome_counts
+from greenloop.gauges import gauge_record
 from greenloop.learn.improve import Update
 from greenloop.rewards import is_dead
 from greenloop.types import Finish, Group, Outcome, Verdict
@@ -60,6 +61,7 @@ def rollout_record(
         "ran": rate([verdict.ran for verdict in judged]),
         "well_formed": rate([formed for group in drawn for formed in group.well_formed]),
         "shown_hidden_gap": _gap(judged),
+        **gauge_record(everything),
         "dead_groups": sum(map(is_dead, drawn)),
         "truncated": rate([completion.finish is Finish.LENGTH for completion in completions]),
         "tokens": sum(lengths),

@@ -14,14 +14,14 @@ import random
 import sys
 from types import ModuleType
 
-from . import wire
+from . import audit, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-# Functions below look their builtins up here: a program that patches `builtins` does not change them.
-__builtins__ = dict(vars(builtins))  # type: ignore[assignment]
+# Functions below look their builtins up here, and so does the program; `site`, which adds two, is not loaded.
+__builtins__ = dict(vars(builtins), exit=sys.exit, quit=sys.exit)  # type: ignore[assignment]
 
 SOCKET_FD = 3
 RESERVE_BYTES = 4 << 20
@@ -133,7 +133,14 @@ class Program:
             data = wire.dumps(("unencodable", describe(error)))
         except MemoryError:
             data = wire.dumps(("raised", ["MemoryError", ""]))
+        self.tell_tried()
         send(data)
+
+    def tell_tried(self) -> None:
+        """Say what was tried since the last answer and is not allowed."""
+        if audit.tried:
+            send(wire.dumps(("tried", *audit.tried)))
+            audit.tried.clear()
 
     def do_call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The value of a call, and the arguments that it changed in place by their number."""
@@ -213,7 +220,10 @@ def guarded(action: Any) -> tuple[str, Any]:
 def serve() -> NoReturn:
     """Load the program that the judge sends, then answer requests until the judge has enough."""
     program = Program()
+    audit.tried.clear()  # the limits were set by such calls
     job = receive(program.resolve)
-    send(wire.dumps(program.load(job), program.export))
+    loaded = wire.dumps(program.load(job), program.export)
+    program.tell_tried()
+    send(loaded)
     while True:
         program.answer(receive(program.resolve))

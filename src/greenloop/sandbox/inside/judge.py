@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from . import locks, wire, zygote
+from . import audit, locks, wire, zygote
 from .proxy import Handle
 
 TYPE_CHECKING = False
@@ -78,6 +78,9 @@ class Talk:
         self.entry: Handle | None = None
         self.entry_calls = 0
         """Calls of the entry point that were answered, with a value or with an exception that a test may expect."""
+        self.refused: list[str] = []
+        """What the program's interpreter says that it tried and may not do."""
+        self.exited = False
         self.callbacks: list[Any] = []
         self.handles: dict[int, Handle] = {}
 
@@ -93,7 +96,16 @@ class Talk:
         self._patiently(self.line.sendall, len(data).to_bytes(4, "big") + data)
 
     def receive(self) -> tuple[Any, ...]:
-        """The process's next frame, a tuple that starts with a word."""
+        """The process's next answer, a tuple that starts with a word; what it says of refused calls is noted."""
+        while True:
+            frame = self._frame()
+            if frame[0] != "tried":
+                self.exited |= frame[0] == "raised" and _is_raised(frame[-1]) and frame[-1][0] == "SystemExit"
+                return frame
+            events = dict.fromkeys(event for event in frame[1:] if type(event) is str)
+            self.refused += [event for event in events if event in audit.REFUSED and event not in self.refused]
+
+    def _frame(self) -> tuple[Any, ...]:
         size = int.from_bytes(self._exactly(4), "big")
         if size > wire.FRAME_BYTES:
             self.end("malformed", "a frame beyond the bound")
@@ -355,16 +367,17 @@ class Worker:
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             wall_s = time.monotonic() - talk.started_s
-        cpu_s = talk.cpu_s()
+        cpu_s, exited = talk.cpu_s(), talk.exited
         self.control.sendall(b"K")
         self.reaping = True
         if seen["ending"] == "died":
             status, cpu_s = self._reaped()
             ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             seen["note"] = _signal_name(ended) if ended else f"exit status {os.WEXITSTATUS(status)}"
+            exited |= not ended
             if cpu_s >= limits["cpu_s"] or ended == signal.SIGXCPU:
                 seen["ending"] = "cpu"
-        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s}
+        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s, "refused": talk.refused, "exited": exited}
 
     def _process(self, limits: dict[str, Any]) -> tuple[int, socket.socket]:
         """A locked process that waits for its program, and the line to it."""

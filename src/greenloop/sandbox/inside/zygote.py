@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 
-from . import candidate, locks
+from . import audit, candidate, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,8 +67,10 @@ def main(control_fd: int, level: str) -> NoReturn:
     if level != "rlimits-only":
         locks.become_countable()
         locks.drop_privileges()
+        readable, listable = locks.library_paths() if level == "full" else ([], [])
+        audit.watch(readable, listable)
         if level == "full":
-            locks.restrict_files(*locks.library_paths())
+            locks.restrict_files(readable, listable)
         last_filter = locks.program_filter(locks.MACHINE)
         locks.restrict_calls(locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True))
     os.environ.clear()
