@@ -478,13 +478,13 @@ def descendants(pid: int) -> set[int]:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_no_program_survives_the_trainer(end: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", TRAINER], stderr=subprocess.DEVNULL) as trainer:
-        # Two judges, two fork servers, two programs; before them, each judge's proofs come and go.
+        # Two judges, two fork servers, two programs, two processes in waiting; before, each judge has its proofs.
         processes: set[int] = set()
         deadline = time.monotonic() + 20
-        while not (len(processes) == 6 and processes == descendants(trainer.pid)) and time.monotonic() < deadline:
+        while not (len(processes) == 8 and processes == descendants(trainer.pid)) and time.monotonic() < deadline:
             processes = descendants(trainer.pid)
             time.sleep(0.3)
-        assert len(processes) == 6
+        assert len(processes) == 8
         trainer.send_signal(end)
         trainer.wait(timeout=5)
         assert eventually(lambda: not any(map(is_running, processes)), seconds=2)

@@ -71,7 +71,10 @@ class SandboxVerifier:
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._reference_cpu_s: dict[Task, float] = {}
-        self._threads = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="judge")
+        cpus = sorted(os.sched_getaffinity(0))
+        workers = workers or len(cpus)
+        self._cpus = cpus if workers >= len(cpus) else []
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
         try:
             # By a thread of the pool: a judge dies with the thread that started it.
             first = self._threads.submit(self._start).result()
@@ -200,7 +203,7 @@ class SandboxVerifier:
     def _start(self) -> Worker:
         """A proven worker; raises WorkerError, or SandboxError if a proof fails or the verifier is closed."""
         self._refuse_if_closed()
-        worker = Worker(self._mode)
+        worker = Worker(self._mode, self._free_cpu())
         with self._lock:
             self._all.add(worker)
             if self._closed:
@@ -213,6 +216,16 @@ class SandboxVerifier:
                 self._refuse_if_closed()
                 raise
         return worker
+
+    def _free_cpu(self) -> int | None:
+        """The CPU with the fewest judges, where there is at least one for each; else the kernel knows better.
+
+        A judge, its fork server and a program take turns: across CPUs each turn wakes one up, which took a fifth of
+        all time.
+        """
+        with self._lock:
+            taken = [worker.cpu for worker in self._all]
+        return min(self._cpus, key=taken.count, default=None)
 
     def _prove(self, worker: Worker, probe: Probe) -> None:
         """A broken judge can look strict, and a broken lock can look fine."""

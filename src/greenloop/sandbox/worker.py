@@ -44,18 +44,19 @@ class WorkerHungError(WorkerError):
 class Worker:
     """A judge with its fork server; not for two threads at a time."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, cpu: int | None = None) -> None:
         """Start it.
 
         Args:
             mode: `auto`, `no-open` or `rlimits-only`.
+            cpu: where it and its programs run; None leaves that to the kernel.
 
         Raises:
             WorkerError: it did not start; says why.
         """
         try:
             self.process = subprocess.Popen(
-                bootstrap(f"judge.main({mode!r})"),
+                bootstrap(f"judge.main({mode!r}, {cpu!r})"),
                 env={"PYTHONHASHSEED": "0"},
                 cwd="/",
                 stdin=subprocess.PIPE,
@@ -69,7 +70,7 @@ class Worker:
         assert self.process.stdout
         self._questions, self._answers = self.process.stdin, self.process.stdout.fileno()
         os.set_blocking(self._answers, False)
-        self.judged = 0
+        self.judged, self.cpu = 0, cpu
         try:
             greeting = self._read(START_S)
         except WorkerError:

@@ -10,6 +10,7 @@ library's, no new process after its fork server.
 from __future__ import annotations
 
 import builtins
+import functools
 import json
 import os
 import random
@@ -240,10 +241,10 @@ class Examination:
         if not isinstance(loaded[1], Handle):
             raise NameError(f"the program does not define {entry!r}")
         # Compiled before the program is asked anything.
-        setup = compile(job["setup"], "<setup>", "exec", dont_inherit=True)
-        self.blocks = [compile(block, "<test>", "exec", dont_inherit=True) for block in job["blocks"]]
+        setup = _compiled(job["setup"], "<setup>")
+        self.blocks = [_compiled(block, "<test>") for block in job["blocks"]]
         self.names: dict[str, Any] = {"__name__": "tests", "__builtins__": dict(vars(builtins))}
-        exec(compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), self.names)
+        exec(_compiled(job["prelude"], "<prelude>"), self.names)
         wanted = set().union(*(_mentioned(code) for code in (setup, *self.blocks)))
         # The well-known modules are the test's own, whatever the program calls by their names.
         own = set(self.names) | set(self.names["__builtins__"]) | set(PRELOADED)
@@ -263,6 +264,12 @@ class Examination:
         random.seed(seed)
         exec(self.blocks[index], self.names)
         return ("passed", "") if self.talk.entry_calls > before else ("uncalled", "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(source: str, name: str) -> CodeType:
+    """Code of the data set's own text, which comes again with each completion of the task."""
+    return compile(source, name, "exec", dont_inherit=True)
 
 
 def _mentioned(code: CodeType) -> set[str]:
@@ -439,14 +446,21 @@ def confine(level: str) -> None:
     locks.drop_privileges()
     if level == "full":
         locks.restrict_files(*locks.library_paths())
-    locks.restrict_calls(locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_judge=True))
+    locks.CallFilter(locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_judge=True)).install()
 
 
-def main(mode: str) -> NoReturn:
-    """Judge what comes on standard input until it is closed; `mode` is `auto`, `no-open` or `rlimits-only`."""
+def main(mode: str, cpu: int | None) -> NoReturn:
+    """Judge what comes on standard input until it is closed.
+
+    Args:
+        mode: `auto`, `no-open` or `rlimits-only`.
+        cpu: where this process, its fork server and the programs run; None leaves that to the kernel.
+    """
     if not __debug__:
         raise SystemExit("asserts are switched off in this interpreter: it cannot judge")
     locks.die_with_parent(os.getppid())
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

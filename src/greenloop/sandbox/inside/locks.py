@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 22, 24, 38, 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
 CAPABILITY_VERSION_3 = 0x20080522
 LAST_CAPABILITY = 63
 NOBODY = 65534
@@ -49,9 +51,8 @@ def _checked(result: int, what: str) -> int:
     return result
 
 
-def _prctl(option: int, *arguments: int) -> None:
-    padded = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
-    _checked(_libc.prctl(option, *padded), f"prctl {option}")
+def _prctl(option: int, argument: int, second: int = 0) -> None:
+    _checked(_libc.prctl(option, argument, second, 0, 0), f"prctl {option}")
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -66,8 +67,7 @@ def drop_privileges() -> None:
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     for capability in range(LAST_CAPABILITY + 1):
         # EINVAL: past the last one; EPERM: no CAP_SETPCAP, so the set is not ours to use either.
-        zero = ctypes.c_ulong(0)
-        _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), zero, zero, zero)
+        _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = ctypes.create_string_buffer(struct.pack("=Ii", CAPABILITY_VERSION_3, 0))
     nothing = ctypes.create_string_buffer(bytes(24))
@@ -312,8 +312,15 @@ def _guarded(number: int, condition: Sequence[tuple[int, int, int, int]]) -> lis
     return [(_JEQ, 0, len(body), number), *body]
 
 
-def restrict_calls(program: bytes) -> None:
-    """Install a filter that `seccomp_filter` made, for good."""
-    instructions = ctypes.create_string_buffer(program)
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
-    _checked(_libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), header, ctypes.c_ulong(0), ctypes.c_ulong(0)), "seccomp")
+class CallFilter:
+    """A filter laid out in memory as the kernel reads it, ready to be installed in a fork at no cost."""
+
+    def __init__(self, program: bytes) -> None:
+        self._instructions = ctypes.create_string_buffer(program)
+        header = struct.pack("@HP", len(program) // 8, ctypes.addressof(self._instructions))
+        self._header = ctypes.create_string_buffer(header)
+        self._address = ctypes.addressof(self._header)
+
+    def install(self) -> None:
+        """Restrict this process for good."""
+        _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, self._address)

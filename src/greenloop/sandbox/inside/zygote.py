@@ -3,7 +3,7 @@
 In, over its control socket: `F` with bounds (a process for a program), `K` (kill and reap it). Out: the process's id
 with the descriptor of its line; its wait status and CPU seconds. It never sees a test, a program's text or a secret; it
 is locked (capabilities, Landlock, system calls) before the first fork, and each child adds limits and gives up the
-calls that only a fork server needs. The next child is made as soon as the last is reaped, never beside it.
+calls that only a fork server needs. One child more than is in use waits, locked, for its program.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(control_fd: int, level: str) -> NoReturn:
     locks.die_with_parent(os.getppid())
     preload()
     control = socket.socket(fileno=control_fd)
-    last_filter = b""
+    last_filter: locks.CallFilter | None = None
     if level != "rlimits-only":
         locks.become_countable()
         locks.drop_privileges()
@@ -71,8 +71,10 @@ def main(control_fd: int, level: str) -> NoReturn:
         audit.watch(readable, listable)
         if level == "full":
             locks.restrict_files(readable, listable)
-        last_filter = locks.program_filter(locks.MACHINE)
-        locks.restrict_calls(locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True))
+        last_filter = locks.CallFilter(locks.program_filter(locks.MACHINE))
+        serving = locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True)
+        locks.CallFilter(serving).install()
+    candidate.rehearse(candidate.REHEARSALS)
     os.environ.clear()
     sys.argv[:] = ["candidate"]
     gc.collect()
@@ -81,30 +83,30 @@ def main(control_fd: int, level: str) -> NoReturn:
     serve(control, last_filter)
 
 
-def serve(control: socket.socket, last_filter: bytes) -> NoReturn:
-    """Fork and reap, one program at a time; the next process is made while the judge is busy elsewhere."""
-    bounds, (pid, line) = b"", (0, None)
+def serve(control: socket.socket, last_filter: locks.CallFilter | None) -> NoReturn:
+    """Hand processes over and reap them, one at a time; the next one is made while the judge asks the last."""
+    bounds, spare = b"", None
     while True:
         message = control.recv(1 + BOUNDS.size)
         if message[:1] != b"F" or len(message) != 1 + BOUNDS.size:
             os._exit(0)
-        if message[1:] != bounds or line is None:
-            if line is not None:
-                line.close()
-                reap(pid)
-            bounds = message[1:]
-            pid, line = spawn(bounds, last_filter)
+        if spare is not None and message[1:] != bounds:
+            spare[1].close()
+            reap(spare[0])
+            spare = None
+        bounds = message[1:]
+        pid, line = spare or spawn(bounds, last_filter)
         socket.send_fds(control, [PID.pack(pid)], [line.fileno()])
         line.close()
+        spare = spawn(bounds, last_filter)
         stop = control.recv(1)
         status, usage = reap(pid)
         control.sendall(ENDED.pack(status, usage.ru_utime, usage.ru_stime))
         if stop != b"K":
             os._exit(0)
-        pid, line = spawn(bounds, last_filter)
 
 
-def spawn(bounds: bytes, last_filter: bytes) -> tuple[int, socket.socket]:
+def spawn(bounds: bytes, last_filter: locks.CallFilter | None) -> tuple[int, socket.socket]:
     """A new locked process that waits for its program; its id and the judge's end of its line."""
     judges, programs = socket.socketpair()
     zygote_pid = os.getpid()
@@ -124,7 +126,9 @@ def reap(pid: int) -> tuple[int, Any]:
     return status, usage
 
 
-def become_candidate(fd: int, bounds: tuple[int, int, int, int], last_filter: bytes, zygote_pid: int) -> NoReturn:
+def become_candidate(
+    fd: int, bounds: tuple[int, int, int, int], last_filter: locks.CallFilter | None, zygote_pid: int
+) -> NoReturn:
     """In the fork: one descriptor, limits, the rest of the call filter; then the first byte of the program is read."""
     try:
         os.dup2(fd, candidate.SOCKET_FD)
@@ -133,7 +137,7 @@ def become_candidate(fd: int, bounds: tuple[int, int, int, int], last_filter: by
         cpu_s, memory_bytes, file_bytes, open_files = bounds
         locks.limit_resources(cpu_s=cpu_s, memory_bytes=memory_bytes, file_bytes=file_bytes, open_files=open_files)
         if last_filter:
-            locks.restrict_calls(last_filter)
+            last_filter.install()
         candidate.serve()
     finally:
         os._exit(1)
