@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,42 @@ def test_recipes_are_listed_shown_and_explained():
     assert "starter" in greenloop("recipes", "list").stdout.split()
     assert "max_new_tokens" in greenloop("recipes", "show", "starter").stdout
     assert "sampling.temperature = 0.8: " in greenloop("recipes", "keys").stdout
+
+
+WITHOUT_SECCOMP = """
+import os, struct, sys
+from greenloop.sandbox.inside import locks
+# prctl with PR_SET_SECCOMP is refused as by a kernel without it (EINVAL); anything else is allowed.
+program = [(0x20, 0, 0, 0), (0x15, 0, 3, 157), (0x20, 0, 0, 16), (0x15, 0, 1, 22)]
+program += [(6, 0, 0, 0x50016), (6, 0, 0, 0x7FFF0000)]
+locks._prctl(locks.PR_SET_NO_NEW_PRIVS, 1)
+locks.CallFilter(b"".join(struct.pack("=HBBI", *instruction) for instruction in program)).install()
+os.execv(sys.executable, [sys.executable, "-m", "greenloop", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter names system calls of x86-64")
+def test_without_seccomp_nothing_runs_unless_both_settings_ask_for_it(tmp_path: Path):
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text(json.dumps({"task_id": "absolute_value", "solution": "absolute_value = abs"}))
+    score = ("score", "--tasks", "starter", "--samples", str(samples))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_SECCOMP, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    for arguments in (("doctor",), score):
+        refused = run(*arguments)
+        assert refused.returncode == 1, refused
+        assert "the kernel refuses a lock" in refused.stderr
+        assert "prctl 22" in refused.stderr
+        assert "rlimits-only" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert run(*score, "--sandbox", "rlimits-only").returncode == 2
+    allowed = run(*score, "--sandbox", "rlimits-only", "--allow-unsandboxed")
+    assert allowed.returncode == 0, allowed
+    assert "UNSANDBOXED" in allowed.stdout + allowed.stderr
+    assert '"outcome": "passed"' in allowed.stdout
 
 
 def test_doctor_names_the_level_and_proves_it():

@@ -80,7 +80,7 @@ class SandboxVerifier:
             first = self._threads.submit(self._start).result()
         except (WorkerError, SandboxError) as error:
             self.close()
-            raise SandboxError(f"programs cannot be judged here: {error}") from None
+            raise SandboxError(f"programs cannot be judged here: {error}{_remedy(error)}") from None
         self.level = first.level
         self._give_back(first)
 
@@ -243,6 +243,16 @@ class SandboxVerifier:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise SandboxError(CLOSED)
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where the machine itself is the reason; a failed proof says it itself."""
+    if not isinstance(error, WorkerError):
+        return ""
+    return (
+        "; use a kernel or container with seccomp, or, for programs of a model that you trust, "
+        "--sandbox rlimits-only --allow-unsandboxed (in a recipe sandbox.level and sandbox.allow_unsandboxed)"
+    )
 
 
 def no_code(task: Task) -> Verdict:

@@ -357,8 +357,9 @@ class Worker:
         theirs.close()
         self.control, self.level = ours, level
         self.reaping = False
-        if self.control.recv(1) != b"R":
-            raise OSError("the fork server did not start")
+        answer = self.control.recv(1000)
+        if answer != zygote.READY:
+            raise OSError(answer.decode(errors="replace") or "the fork server did not start")
 
     def judge(self, job: dict[str, Any]) -> dict[str, Any]:
         """What was seen of one program."""

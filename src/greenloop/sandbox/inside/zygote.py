@@ -36,6 +36,7 @@ CODECS = (
 )  # fmt: skip
 BOUNDS = struct.Struct("=iqqq")
 """cpu_s, memory, file bytes, open files."""
+READY = b"ready"
 PID = struct.Struct("=i")
 ENDED = struct.Struct("=idd")
 """Wait status, user and system CPU seconds."""
@@ -61,26 +62,40 @@ def main(control_fd: int, level: str) -> NoReturn:
         level: `full`, `no-open` or `rlimits-only`.
     """
     locks.die_with_parent(os.getppid())
-    preload()
     control = socket.socket(fileno=control_fd)
-    last_filter: locks.CallFilter | None = None
-    if level != "rlimits-only":
-        locks.become_countable()
-        locks.drop_privileges()
-        readable, listable = locks.library_paths() if level == "full" else ([], [])
-        audit.watch(readable, listable)
-        if level == "full":
-            locks.restrict_files(readable, listable)
-        last_filter = locks.CallFilter(locks.program_filter(locks.MACHINE))
-        serving = locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True)
-        locks.CallFilter(serving).install()
+    preload()
+    try:
+        last_filter = confine(level)
+    except OSError as error:
+        control.sendall(str(error).encode())
+        os._exit(1)
     candidate.rehearse(candidate.REHEARSALS)
     os.environ.clear()
     sys.argv[:] = ["candidate"]
     gc.collect()
     gc.freeze()
-    control.sendall(b"R")
+    control.sendall(READY)
     serve(control, last_filter)
+
+
+def confine(level: str) -> locks.CallFilter | None:
+    """Lock this process and so all that it forks; what each fork has to add.
+
+    Raises:
+        OSError: the kernel refuses a lock.
+    """
+    if level == "rlimits-only":
+        return None
+    locks.become_countable()
+    locks.drop_privileges()
+    readable, listable = locks.library_paths() if level == "full" else ([], [])
+    audit.watch(readable, listable)
+    if level == "full":
+        locks.restrict_files(readable, listable)
+    last_filter = locks.CallFilter(locks.program_filter(locks.MACHINE))
+    serving = locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True)
+    locks.CallFilter(serving).install()
+    return last_filter
 
 
 def serve(control: socket.socket, last_filter: locks.CallFilter | None) -> NoReturn:
