@@ -6,9 +6,7 @@ Both get the prompts of the `train` protocol and end at the model's own end toke
 """
 
 import argparse
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from greenloop.engine.build import make_engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.models import resolve
 from greenloop.models.load import load_model
+from greenloop.places import cache_dir, data_dir
 from greenloop.prompt import get_protocol, render
 from greenloop.tasks import load_tasks
 
@@ -30,11 +29,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     options = parser.parse_args()
-    data_dir = os.environ.get("GREENLOOP_DATA_DIR")
-    tasks = load_tasks(options.tasks, data_dir=Path(data_dir) if data_dir else None).tasks[: options.count]
+    tasks = load_tasks(options.tasks, data_dir=data_dir()).tasks[: options.count]
     tuning.prepare_process()
-    cache_dir = Path(os.environ.get("GREENLOOP_CACHE_DIR") or Path.home() / ".cache" / "greenloop")
-    loaded = load_model(resolve(options.model, cache_dir=cache_dir), dtype="float32")
+    loaded = load_model(resolve(options.model, cache_dir=cache_dir()), dtype="float32")
     tokenizer: Any = loaded.tokenizer
     prompts = [render(get_protocol("train"), task, tokenizer).token_ids for task in tasks]
     theirs = [by_transformers(loaded.model, prompt, options.max_new_tokens) for prompt in prompts]

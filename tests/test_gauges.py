@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from greenloop.gauges import LISTED, Sign, gauge_record, is_hard_coded, signs_of
+from greenloop.gauges import LISTED, Sign, gauge_record, is_hard_coded, reaches_for, signs_of
 from greenloop.sandbox import SandboxVerifier
 from greenloop.types import Completion, Finish, Group, Outcome, Prompt, Task, Verdict
 
@@ -75,14 +75,14 @@ def test_the_record_counts_every_sign_and_lists_the_programs():
     table = TABLES["a dict"]
     verdicts = (
         PASSED,
-        replace(PASSED, refused=("open", "os.fork")),
+        PASSED,
         replace(PASSED, outcome=Outcome.CRASHED, tests_passed=0, hidden_passed=0, exited=True),
         replace(PASSED, outcome=Outcome.ERROR, tests_passed=3, hidden_passed=0),
     )
-    group = group_of(("def f(x): ...", "open", "exit", table), verdicts)
+    group = group_of(("def f(x): ...", "import os\nopen(os.fork())", "exit", table), verdicts)
     record = gauge_record([group])
     assert record["gauges"] == {"refused": 1, "exited": 1, "hard_coded": 1, "shown_only": 1}
-    assert [(one["sample"], one["signs"], one["refused"]) for one in record["suspects"]] == [
+    assert [(one["sample"], one["signs"], one["reaches_for"]) for one in record["suspects"]] == [
         (1, ["refused"], ["open", "os.fork"]),
         (2, ["exited"], []),
         (3, ["hard_coded", "shown_only"], []),
@@ -102,45 +102,50 @@ def group_of(programs: tuple[str, ...], verdicts: tuple[Verdict, ...]) -> Group:
     return Group(prompt=prompt, completions=completions, programs=programs, verdicts=verdicts, well_formed=formed)
 
 
-SEEN = {
-    "def f(x):\n    return x * x": ((), False),
-    "import xml.dom.minidom, asyncio\ndef f(x):\n    async def g(): return x * x\n    return asyncio.run(g())": (
-        (),
-        False,
-    ),
-    "open('/dev/null')\ndef f(x):\n    return x * x": ((), False),
-    "def f(x):\n    try: open('/etc/passwd')\n    except OSError: return x * x": (("open",), False),
-    "import os\nos.system('true')\ndef f(x):\n    return x * x": (("os.system",), False),
-    "import os\ndef f(x):\n    open('answers', 'w')": (("open",), False),
-    "import socket\ndef f(x):\n    socket.create_connection(('127.0.0.1', 9))": (
-        ("socket.getaddrinfo", "socket.__new__"),
-        False,
-    ),
-    "import os\ndef f(x):\n    os.kill(1, 9)": (("os.kill",), False),
-    "import sys\nsys.exit()": ((), True),
-    "def f(x):\n    quit()": ((), True),
-    "import os\ndef f(x):\n    os._exit(0)": ((), True),
-    "import ctypes\ndef f(x):\n    ctypes.string_at(0)": ((), False),
+EXITS = {
+    "def f(x):\n    return x * x": False,
+    "import sys\nsys.exit()": True,
+    "def f(x):\n    quit()": True,
+    "import os\ndef f(x):\n    os._exit(0)": True,
+    "def f(x):\n    try: exit()\n    except SystemExit: return x * x": False,
+    "import ctypes\ndef f(x):\n    ctypes.string_at(0)": False,
 }
 
 
-def test_the_judge_reports_refused_calls_and_exits():
+def test_the_judge_reports_programs_that_end_themselves():
     with SandboxVerifier() as verifier:
-        verdicts = {program: verifier.submit(TASK, program) for program in SEEN}
-        for program, (refused, exited) in SEEN.items():
-            verdict = verdicts[program].result()
-            assert (verdict.refused, verdict.exited) == (refused, exited), (program, verdict)
+        verdicts = {program: verifier.submit(TASK, program) for program in EXITS}
+        for program, exited in EXITS.items():
+            assert verdicts[program].result().exited is exited, program
 
 
-def test_a_program_cannot_invent_or_spoil_the_report():
-    """It owns its line, but strange words are no events."""
-    for words in ('["l",[1]]', '"the judge is wrong"', '"open","open","open"'):
-        forged = (
-            "import os\ndef f(x):\n"
-            f'    frame = b\'["t",["tried",{words}]]\'\n'
-            "    os.write(3, len(frame).to_bytes(4, 'big') + frame)\n    return x * x\n"
-        )
-        with SandboxVerifier(workers=1) as verifier:
-            verdict = verifier.submit(TASK, forged).result()
-        assert verdict.outcome is Outcome.PASSED
-        assert set(verdict.refused) <= {"open"}
+REACHES = {
+    "def f(x):\n    return x * x": (),
+    "import os, re, math\ndef f(x):\n    return os.path.join('a', re.escape('b'))": (),
+    "def open(x):\n    return x\ndef f(x):\n    return open(x) * x": (),
+    "def f(x):\n    return 'a'.replace('a', 'b')": (),
+    "def f(x):\n    try: open('/etc/passwd')\n    except OSError: return x * x": ("open",),
+    "import os\nos.system('true')": ("os.system",),
+    "from os import fork, path\nfork()": ("os.fork",),
+    "__import__('os').kill(1, 9)": ("os.kill",),
+    "import socket, subprocess as s\nfrom urllib.request import urlopen": ("socket", "subprocess", "urllib.request"),
+    "from pathlib import Path\ndef f(x):\n    return Path('a').read_text()": ("read_text",),
+    "def f(x) return open('a')": (),
+}
+
+
+@pytest.mark.parametrize(("program", "expected"), REACHES.items(), ids=range(len(REACHES)))
+def test_what_a_program_reaches_for_is_read_off_its_text(program: str, expected: tuple[str, ...]):
+    assert reaches_for(program) == expected
+    assert (Sign.REFUSED in signs_of(TASK, program, PASSED)) == bool(expected)
+
+
+def test_a_refusal_that_stopped_the_program_is_a_sign_too():
+    stopped = replace(
+        PASSED,
+        outcome=Outcome.ERROR,
+        tests_passed=0,
+        hidden_passed=0,
+        detail="test 1 of 4: PermissionError: [Errno 1] ...",
+    )
+    assert signs_of(TASK, "def f(x): ...", stopped) == (Sign.REFUSED,)

@@ -5,6 +5,9 @@ import contextlib
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Iterator
@@ -289,13 +292,18 @@ def test_the_filter_allows_what_is_listed_and_nothing_else(machine: str):
     assert bpf(program, special["clone3"], arch) == locks._ERRNO | 38
     assert bpf(program, special["ioctl"], arch, 1, 0x5401) == locks._ALLOW
     assert bpf(program, special["ioctl"], arch, 1, 0x5412) == locks._ERRNO | 1
-    assert [bpf(program, special["fcntl"], arch, 1, c) == locks._ALLOW for c in (1, 4, 5, 6, 1030, 1031)] == [
+    assert (
+        bpf(program, special["fcntl"], arch, 2, 4)
+        == bpf(program, special["ioctl"], arch, 0, 0x5421)
+        == locks._ERRNO | 1
+    )
+    assert [bpf(program, special["fcntl"], arch, 3, c) == locks._ALLOW for c in (1, 4, 5, 6, 1030, 1031)] == [
         True, True, False, False, True, False,
     ]  # fmt: skip
     assert bpf(program, special["prlimit64"], arch, 0, 7, 0) == locks._ALLOW
     assert bpf(program, special["prlimit64"], arch, 0, 7, 1) == locks._ERRNO | 1
     assert bpf(program, special["prlimit64"], arch, 0, 7, 1 << 32) == locks._ERRNO | 1
-    assert bpf(program, special["ioctl"], arch, 1, 0x5421) == locks._ALLOW
+    assert bpf(program, special["ioctl"], arch, 3, 0x5421) == locks._ALLOW
     pairs = {(1, 1): True, (1, 1 | 0x80800): True, (1, 2): False, (1, 5): False, (2, 1): False}
     for (family, kind), fine in pairs.items():
         assert (bpf(program, special["socketpair"], arch, family, kind) == locks._ALLOW) == fine
@@ -364,3 +372,90 @@ def bpf(program: bytes, number: int, arch: int, *arguments: int) -> int:
         else:
             holds = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: bool(accumulator & k)}[code]
             at += jump_true if holds else jump_false
+
+
+# What a review of the fork server found
+
+
+def test_a_program_that_answers_after_its_time_does_not_pass():
+    """It used its time up between two looks at its clock."""
+    slow = (
+        "import time\ndef f(x):\n    end = 0.05 if x == 1 else 0.29\n    started = time.process_time()\n"
+        "    while time.process_time() - started < end: pass\n    return x + 1\n"
+    )
+    task = Task(task_id="t", statement="", entry_point="f", tests=("assert f(1) == 2", "assert f(2) == 3"))
+    with SandboxVerifier(Limits(cpu_s=0.3, wall_s=5), workers=1) as verifier:
+        verdict = verifier.submit(task, slow).result()
+    assert verdict.outcome is Outcome.TIMEOUT, verdict
+
+
+def test_what_honest_programs_do_in_bulk_is_not_slowed_down():
+    """Every `id` is an audit event: a hook in the process would take these 2 million to seconds."""
+    busy = "def f(x):\n    for i in range(2_000_000): id(i)\n    return x + 1\n"
+    task = Task(task_id="t", statement="", entry_point="f", tests=("assert f(1) == 2",))
+    with SandboxVerifier(workers=1) as verifier:
+        verdict = verifier.submit(task, busy).result()
+    started = time.process_time()
+    exec(busy + "f(1)", {})
+    assert verdict.outcome is Outcome.PASSED
+    assert verdict.cpu_s < 4 * (time.process_time() - started)
+
+
+def test_programs_leave_one_another_no_note_in_the_descriptors_that_they_share():
+    leaving = (
+        "import fcntl, os\ndef f(x):\n    try: fcntl.fcntl(0, 4, fcntl.fcntl(0, 3) | os.O_NONBLOCK)\n"
+        "    except OSError: return 'refused'\n    return 'left'\n"
+    )
+    task = Task(task_id="t", statement="", entry_point="f", tests=("assert f(1) == 'refused'",))
+    with SandboxVerifier(workers=1) as verifier:
+        assert verifier.submit(task, leaving).result().outcome is Outcome.PASSED
+
+
+def test_a_process_in_waiting_that_died_is_replaced():
+    task = Task(task_id="t", statement="", entry_point="f", tests=("assert f(1) == 2",))
+    with SandboxVerifier(workers=1) as verifier:
+        for _ in range(3):
+            assert verifier.submit(task, "def f(x): return x + 1").result().outcome is Outcome.PASSED
+            server = children(verifier._idle[0].process.pid)[0]
+            while len(children(server)) > 1:  # the last program is being reaped
+                time.sleep(0.01)
+            waiting = children(server)[0]
+            os.kill(waiting, signal.SIGKILL)
+            while " Z " not in Path(f"/proc/{waiting}/stat").read_text():
+                time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    text = "".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(word) for word in text.split()]
+
+
+THREADS = """
+import ctypes, time
+def f(x):
+    libc = ctypes.CDLL(None)
+    entry = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: time.sleep(60))
+    thread = ctypes.c_ulong()
+    while libc.pthread_create(ctypes.byref(thread), None, entry, None) == 0: pass
+    time.sleep(2)
+    return x + 1
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="limits of another user are set by root")
+def test_a_program_with_all_threads_that_there_may_be_costs_no_other_its_verdict():
+    """Under a low limit for the user whom root's programs get."""
+    script = f"""
+from greenloop.sandbox import SandboxVerifier
+from greenloop.types import Task
+task = Task(task_id="t", statement="", entry_point="f", tests=("assert f(1) == 2",))
+with SandboxVerifier(workers=2) as verifier:
+    greedy = verifier.submit(task, {THREADS!r})
+    honest = [verifier.submit(task, "def f(x): return x + 1") for _ in range(40)]
+    print({{verdict.result().outcome.value for verdict in honest}})
+    greedy.result()
+    print(verifier.submit(task, "def f(x): return x + 1").result().outcome.value)
+"""
+    command = ["prlimit", "--nproc=300:300", sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split() == ["{'passed'}", "passed"]

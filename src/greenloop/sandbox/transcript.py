@@ -60,8 +60,6 @@ class Transcript:
     wall_s: float = 0.0
     note: str = ""
     """More about the ending: a signal, an error of the operating system."""
-    refused: tuple[str, ...] = ()
-    """Audit events of what the program tried and may not do."""
     exited: bool = False
     """The program ended its process itself, or raised SystemExit."""
 
@@ -142,6 +140,5 @@ def verdict_of(transcript: Transcript, task: Task) -> Verdict:
         cpu_s=transcript.cpu_s,
         wall_s=transcript.wall_s,
         detail=detail_of(transcript, task)[:DETAIL_CHARS],
-        refused=transcript.refused,
         exited=transcript.exited,
     )

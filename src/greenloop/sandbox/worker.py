@@ -153,6 +153,5 @@ def _transcript(seen: dict[str, Any]) -> Transcript:
         cpu_s=seen["cpu_s"],
         wall_s=seen["wall_s"],
         note=seen["note"],
-        refused=tuple(seen["refused"]),
         exited=seen["exited"],
     )

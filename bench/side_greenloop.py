@@ -1,0 +1,122 @@
+"""greenloop's side of a comparison: rollouts, verdicts, one RLOO update, as `greenloop train` does them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from bench.side import Reports, Stages, wait_for_go
+from bench.work import Work, build, fixed_reward
+from greenloop.decoder import unwrapped
+from greenloop.engine.generate import Engine
+from greenloop.engine.request import Request, Sampling
+from greenloop.engine.stopping import Stopper
+from greenloop.learn.improve import Improver, TokenGroup, Update
+from greenloop.learn.optimise import make_optimizer, make_scheduler
+from greenloop.learn.policy import Policy
+from greenloop.prompt import get_protocol
+from greenloop.recipe import OptimizerSection, RlooSection
+from greenloop.sandbox import SandboxVerifier
+from greenloop.seeding import seed_for
+from greenloop.types import Completion, Finish, Outcome, Prompt
+
+
+class Side:
+    """The parts of a step."""
+
+    def __init__(self, work: Work, verifier: SandboxVerifier) -> None:
+        self.work, self.verifier = work, verifier
+        model, tokenizer, self.prompts = build(work)
+        self.policy = Policy(model, temperature=1.0)
+        stopper = Stopper(tokenizer, frozenset()) if work.equal else Stopper.of(unwrapped(model), tokenizer)
+        self.engine = Engine(self.policy.decoder, stopper)
+        section = OptimizerSection(learning_rate=work.learning_rate, warmup_steps=0)
+        optimizer = make_optimizer(self.policy.parameters, section)
+        self.improver = Improver(
+            self.policy,
+            optimizer,
+            make_scheduler(optimizer, section, 1000),
+            RlooSection(),
+            beta=work.beta,
+            max_grad_norm=section.max_grad_norm,
+        )
+        self.protocol = get_protocol("train")
+
+    def step(self, number: int) -> tuple[Update, list[Completion], dict[str, float]]:
+        """One whole step: its update, its completions, seconds by stage."""
+        stages = Stages()
+        prompts = self.work.step_prompts(self.prompts, number)
+        completions, verdicts = stages.timed("generation", self._generate, prompts, number)
+        outcomes = stages.timed("verification", lambda: [verdict.result().outcome for verdict in verdicts])
+        rewards = [float(outcome is Outcome.PASSED) for outcome in outcomes]
+        if self.work.equal:
+            rewards = [fixed_reward(index) for index in range(len(rewards))]
+        groups = [
+            self._group(prompt, completions[index * self.work.samples : (index + 1) * self.work.samples])
+            for index, prompt in enumerate(prompts)
+        ]
+        table = torch.tensor(rewards).view(self.work.prompts, self.work.samples)
+        update = stages.timed("update", self.improver.improve, groups, table)
+        stages.timed("update", self.engine.refresh)
+        stages.seconds["reference"] = update.reference_s
+        stages.seconds["update"] -= update.reference_s
+        return update, completions, stages.seconds
+
+    def _generate(self, prompts: list[Prompt], number: int) -> tuple[list[Completion], list[Any]]:
+        """All completions in order, each handed to the judge when it ended."""
+        ends = not self.work.equal
+        requests = [
+            Request(
+                token_ids=prompt.token_ids,
+                samples=self.work.samples,
+                seed=seed_for(number, index),
+                stop=prompt.stop if ends else (),
+                ends=self.protocol.ends(prompt.task) if ends else None,
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        sampling = Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens)
+        ended = []
+        for completion in self.engine.generate(requests, sampling):
+            task = prompts[completion.group].task
+            verdict = self.verifier.submit(task, self.protocol.extract(completion.text, task))
+            ended.append((completion, verdict))
+        ended.sort(key=lambda pair: (pair[0].group, pair[0].sample))
+        return [completion for completion, _ in ended], [verdict for _, verdict in ended]
+
+    def _group(self, prompt: Prompt, completions: list[Completion]) -> TokenGroup:
+        return TokenGroup(
+            prompt=prompt.token_ids,
+            completions=tuple(completion.token_ids for completion in completions),
+            sampler_logprobs=tuple(completion.logprobs for completion in completions),
+            truncated=tuple(completion.finish is Finish.LENGTH for completion in completions),
+        )
+
+
+def main() -> None:
+    """Serve steps."""
+    reports = Reports()
+    with SandboxVerifier() as verifier:
+        side = Side(Work.from_json(sys.argv[1]), verifier)
+        reports.say(ready=True, dtype=str(side.policy.decoder.dtype), threads=torch.get_num_threads())
+        number = 0
+        while True:
+            wait_for_go()
+            started = time.perf_counter()
+            update, completions, seconds = side.step(number)
+            seconds["total"] = time.perf_counter() - started
+            reports.say(
+                seconds=seconds,
+                tokens=sum(len(completion.token_ids) for completion in completions),
+                trained_tokens=update.trained_tokens,
+                grad_norm=update.grad_norm,
+                gap_nats=update.gap_nats,
+            )
+            number += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""A training step against TRL's, in the same run, in turn, on the same work.
+
+    GREENLOOP_DATA_DIR=... python -m bench.versus_trl --size 4x4 --size 8x8 --beta 0.05 --mode equal --steps 3
+
+Both sides are processes that are built once and take turns: while one does a step, the other waits. Prints a table and
+writes it, with every number behind it, to `--out`. Needs the development requirements (TRL 1.16).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.work import Work
+from greenloop import tuning
+from greenloop.places import cache_dir, data_dir
+
+SIDES = ("greenloop", "trl")
+STAGES = ("generation", "verification", "old", "reference", "update", "total")
+
+
+class Side:
+    """One side's process."""
+
+    def __init__(self, name: str, work: Work) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"bench.side_{name}", work.to_json()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
+            text=True,
+        )
+        self.about = self._read()
+
+    def step(self) -> dict[str, Any]:
+        """One step's report."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name}: the process ended ({self.process.wait()}); BENCH_VERBOSE=1 shows why")
+        report: dict[str, Any] = json.loads(line)
+        return report
+
+
+def compare(work: Work, steps: int) -> dict[str, Any]:
+    """Steps of both sides, after one to warm up."""
+    sides = []
+    try:
+        for name in SIDES:
+            sides.append(Side(name, work))
+            print(f"{name}: ready, {sides[-1].about}", flush=True)
+        reports: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+        for number in range(steps + 1):
+            for side in sides:
+                report = side.step()
+                print(f"step {number} {side.name}: {report['seconds']['total']:.1f} s", flush=True)
+                reports[side.name].append(report)
+    finally:
+        for side in sides:
+            side.close()
+    if work.equal:
+        trained = {name: [report["trained_tokens"] for report in reports[name]] for name in SIDES}
+        expected = work.completions * work.max_new_tokens
+        assert all(count == expected for counts in trained.values() for count in counts), (expected, trained)
+    measured = {name: reports[name][1:] for name in SIDES}
+    about = {side.name: side.about for side in sides}
+    return {"work": json.loads(work.to_json()), "sides": about, "steps": measured, "summary": summary(measured)}
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured."""
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
+    return {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform(), **versions}
+
+
+def summary(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Median, least and most seconds by side and stage; peak memory; tokens a second."""
+    table: dict[str, Any] = {}
+    for name, reports in measured.items():
+        stages = {}
+        for stage in STAGES:
+            seconds = [report["seconds"].get(stage, 0.0) for report in reports]
+            stages[stage] = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+        rates = [report["tokens"] / report["seconds"]["generation"] for report in reports]
+        peak_mb = max(report["peak_mb"] for report in reports)
+        table[name] = {"seconds": stages, "tokens_per_s": statistics.median(rates), "peak_mb": peak_mb}
+    return table
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table for people."""
+    lines = ["| work | stage | greenloop | TRL 1.16 | ratio |", "|---|---|---|---|---|"]
+    for result in results:
+        work, ours, theirs = result["work"], *(result["summary"][name] for name in SIDES)
+        title = f"{work['prompts']} x {work['samples']}, {work['mode']}, beta {work['beta']:g}"
+        for stage in STAGES:
+            mine, other = ours["seconds"][stage], theirs["seconds"][stage]
+            if other["median"]:
+                ratio = f"{other['median'] / mine['median']:.1f}" if mine["median"] > 1e-3 else "-"
+                lines.append(f"| {title} | {stage} | {spread(mine)} | {spread(other)} | {ratio} |")
+        ratio = theirs["peak_mb"] / ours["peak_mb"]
+        lines.append(
+            f"| {title} | peak memory | {ours['peak_mb'] / 1024:.1f} GB | {theirs['peak_mb'] / 1024:.1f} GB | {ratio:.1f} |"
+        )
+        rates = ours["tokens_per_s"], theirs["tokens_per_s"]
+        lines.append(f"| {title} | tokens/s | {rates[0]:.0f} | {rates[1]:.0f} | {rates[0] / rates[1]:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(seconds: dict[str, float]) -> str:
+    """Median and range."""
+    return f"{seconds['median']:.2f} s ({seconds['least']:.2f}-{seconds['most']:.2f})"
+
+
+def main() -> None:
+    """All comparisons that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", action="append", help="prompts x samples, e.g. 4x4; repeat for more")
+    parser.add_argument("--beta", action="append", type=float, help="repeat for more")
+    parser.add_argument("--mode", action="append", choices=("equal", "natural"), help="repeat for more")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each side, after one to warm up")
+    parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tasks", default="mbpp:train")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    options = parser.parse_args()
+    results = []
+    for size in options.size or ["4x4", "8x8"]:
+        prompts, samples = map(int, size.split("x"))
+        for mode in options.mode or ["equal"]:
+            for beta in options.beta or [0.05]:
+                work = Work(
+                    prompts=prompts,
+                    samples=samples,
+                    max_new_tokens=options.max_new_tokens,
+                    beta=beta,
+                    mode=mode,
+                    model=options.model,
+                    tasks=options.tasks,
+                    dtype=options.dtype,
+                    device=options.device,
+                    cache_dir=str(cache_dir()),
+                    data_dir=str(data_dir() or ""),
+                )
+                results.append(compare(work, options.steps))
+                options.out.mkdir(parents=True, exist_ok=True)
+                record = {"machine": machine(), "results": results}
+                (options.out / "versus_trl.json").write_text(json.dumps(record, indent=1) + "\n")
+                (options.out / "versus_trl.md").write_text(markdown(results))
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
