@@ -118,10 +118,8 @@ def markdown(results: list[dict[str, Any]]) -> str:
             if other["median"]:
                 ratio = f"{other['median'] / mine['median']:.1f}" if mine["median"] > 1e-3 else "-"
                 lines.append(f"| {title} | {stage} | {spread(mine)} | {spread(other)} | {ratio} |")
-        ratio = theirs["peak_mb"] / ours["peak_mb"]
-        lines.append(
-            f"| {title} | peak memory | {ours['peak_mb'] / 1024:.1f} GB | {theirs['peak_mb'] / 1024:.1f} GB | {ratio:.1f} |"
-        )
+        peaks = [side["peak_mb"] / 1024 for side in (ours, theirs)]
+        lines.append(f"| {title} | peak memory | {peaks[0]:.1f} GB | {peaks[1]:.1f} GB | {peaks[1] / peaks[0]:.1f} |")
         rates = ours["tokens_per_s"], theirs["tokens_per_s"]
         lines.append(f"| {title} | tokens/s | {rates[0]:.0f} | {rates[1]:.0f} | {rates[0] / rates[1]:.1f} |")
     return "\n".join(lines) + "\n"

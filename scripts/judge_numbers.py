@@ -16,6 +16,7 @@ from pathlib import Path
 
 from greenloop.places import data_dir
 from greenloop.sandbox import Limits, SandboxVerifier
+from greenloop.sandbox.pool import PROGRAMS_A_WORKER
 from greenloop.tasks import load_tasks
 from greenloop.types import Outcome, Task
 
@@ -109,23 +110,25 @@ def soak(count: int) -> None:
     draws = random.Random(0)
     names = list(MIXED)
     with SandboxVerifier(Limits(cpu_s=0.5, wall_s=5.0), workers=2) as verifier:
-        for name in names:
-            verifier.submit(TASK, MIXED[name][0]).result()
-        before, descriptors = resident(), len(os.listdir("/proc/self/fd"))
-        wrong, started = [], time.perf_counter()
-        for first in range(0, count, 1000):
-            chosen = [draws.choice(names) for _ in range(min(1000, count - first))]
+        for future in [verifier.submit(TASK, MIXED[name][0]) for name in names * 20]:
+            future.result()
+        first, last, descriptors = {}, {}, len(os.listdir("/proc/self/fd"))
+        wrong, judged, started = [], 0, time.perf_counter()
+        for begin in range(0, count, 1000):
+            chosen = [draws.choice(names) for _ in range(min(1000, count - begin))]
             programs = [*(MIXED[name] for name in chosen), LOOP]
             futures = [verifier.submit(TASK, program) for program, _ in programs]
             for name, (_, expected), future in zip([*chosen, "loop"], programs, futures, strict=True):
+                judged += 1
                 if (outcome := future.result().outcome) not in expected:
                     wrong.append((name, outcome.value))
+            last |= resident()
+            first = {**last, **first}
         seconds = time.perf_counter() - started
-        after = resident()
-        print(f"soak: {count} programs in {seconds:.0f} s, {len(wrong)} unexpected verdicts {wrong[:5]}")
-        for pid, kib in sorted(after.items()):
-            growth = kib - before[pid] if pid in before else 0
-            print(f"  process {'self' if pid == os.getpid() else 'judge or fork server'}: {kib} KiB, {growth:+} KiB")
+        print(f"soak: {judged} programs in {seconds:.0f} s, {len(wrong)} unexpected verdicts {wrong[:5]}")
+        growth = {pid: last[pid] - first[pid] for pid in first}
+        print(f"  no process grew by more than {max(growth.values())} KiB, to {max(last.values())} KiB at most")
+        print(f"  (a judge is replaced after {PROGRAMS_A_WORKER} programs)")
         print(f"  descriptors {len(os.listdir('/proc/self/fd')) - descriptors:+}, zombies {zombies()}")
 
 

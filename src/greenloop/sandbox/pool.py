@@ -128,6 +128,8 @@ class SandboxVerifier:
         self.close()
 
     def _judge(self, task: Task, program: str) -> Verdict:
+        if program == task.reference:  # nothing but itself says how long it may take
+            return self._judge_within(task, program, self._limits.scaled(REFERENCE_PATIENCE))
         verdict = self._judge_within(task, program, self._limits)
         if verdict.outcome is not Outcome.TIMEOUT:
             return verdict

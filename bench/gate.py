@@ -1,0 +1,107 @@
+"""The regression gate: this working tree against the version in `bench/BASELINE`, in turn, on this machine.
+
+    python -m bench.gate
+
+Fails (exit status 1) if a stage takes more than `LIMIT` times as long as the baseline's in the median of the rounds.
+Only ratios within one run are compared, so that it works on any machine, however fast or busy. A change that is slower
+for a reason, or that the old version's side cannot run, moves `bench/BASELINE` in the same commit and says why. Without
+the baseline in the repository's history (a shallow clone) it says so and passes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 1.2
+ROUNDS = 9
+
+
+class Side:
+    """A process that runs one version."""
+
+    def __init__(self, source: Path, **environment: str) -> None:
+        paths = os.pathsep.join((str(source), str(ROOT)))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bench.side_gate"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": paths, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        about = self._read()
+        assert Path(about["source"]) == source, f"{source} was asked for, {about['source']} was imported"
+
+    def round(self) -> dict[str, float]:
+        """Seconds by stage."""
+        assert self.process.stdin
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        seconds: dict[str, float] = self._read()["seconds"]
+        return seconds
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(
+                f"the side ended with status {self.process.wait()}; run python -m bench.side_gate to see why"
+            )
+        report: dict[str, Any] = json.loads(line)
+        return report
+
+
+def baseline_source(folder: Path) -> Path | None:
+    """The baseline's `src`, unpacked into the folder; None if the history lacks it."""
+    commit = (ROOT / "bench" / "BASELINE").read_text(encoding="utf-8").split()[0]
+    archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        print(f"gate skipped: the history lacks {commit} (a shallow clone?): {archive.stderr.decode().strip()}")
+        return None
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "src"
+
+
+def ratios(old: Path, **environment: str) -> dict[str, float]:
+    """Median over the rounds of new / old, by stage; one round warms up. The environment is the new side's."""
+    sides = [Side(old), Side(ROOT / "src", **environment)]
+    try:
+        rounds = [[side.round() for side in (sides if number % 2 else sides[::-1])] for number in range(ROUNDS + 1)]
+    finally:
+        for side in sides:
+            side.close()
+    pairs = [pair if number % 2 else pair[::-1] for number, pair in enumerate(rounds)][1:]
+    return {stage: statistics.median(new[stage] / old[stage] for old, new in pairs) for stage in pairs[0][0]}
+
+
+def main() -> int:
+    """Exit status 1 if a stage got slower."""
+    with tempfile.TemporaryDirectory() as folder:
+        old = baseline_source(Path(folder))
+        if old is None:
+            return 0
+        found = ratios(old)
+    for stage, ratio in found.items():
+        print(f"{stage:<8} {ratio:.2f} times the baseline's time{'  TOO SLOW' if ratio > LIMIT else ''}")
+    return int(any(ratio > LIMIT for ratio in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
