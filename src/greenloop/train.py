@@ -24,6 +24,7 @@ from greenloop.errors import ConfigError, SandboxError, TrainingError
 from greenloop.evaluate import load_shots
 from greenloop.files import write_atomically
 from greenloop.held_out import HeldOut
+from greenloop.known_probe import known_probe
 from greenloop.learn import checkpoint
 from greenloop.learn.checkpoint import Progress
 from greenloop.learn.improve import Improver, TokenGroup, Update
@@ -131,6 +132,7 @@ class Run:
         self.recipe, self.folder, self.reporter = recipe, folder, reporter
         self.held_out, self.level = held_out, verifier.level
         self.tokenizer: Any = loaded.tokenizer
+        self.probed = (tasks.sha256, loaded.weights_sha256)
         shots = load_shots(recipe.prompt.protocol, data_dir=places.data_dir)
         validation = recipe.evaluation.validation_tasks
         self.validation = load_tasks(validation, data_dir=places.data_dir) if validation else None
@@ -170,6 +172,9 @@ class Run:
         samples = self.recipe.curriculum.probe
         if not samples:
             return
+        if not self.folder.probe.is_file() and (known := known_probe(self.recipe, *self.probed)) is not None:
+            self.reporter.say("the probe is shipped: it was measured with these weights, tasks and sampling")
+            write_atomically(self.folder.probe, json_text(known))
         if not self.folder.probe.is_file():
             self.reporter.begin("probe", len(self.supply.tasks) * samples)
             found = self.supply.probe(self.reporter.advance)
