@@ -1,7 +1,7 @@
 """Two CPU kernels that PyTorch has but does not name in public, with plain operations where they are missing.
 
 `packed` lays a weight out once for oneDNN: at 64 rows a bfloat16 product with a plain weight spends half its time
-laying it out anew. `attend` is the flash kernel that also returns the log of the softmax's denominator, so that two
+laying it out anew, a float32 one a fifth. `attend` is the flash kernel that also returns the log of the softmax's denominator, so that two
 attentions over different keys can be joined exactly.
 """
 
@@ -16,10 +16,19 @@ from torch import Tensor
 
 def packed(weight: Tensor, rows: int) -> Tensor | None:
     """The [out, in] weight laid out for products with about `rows` rows; None where this gains nothing."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not _has("mkldnn", "_reorder_linear_weight"):
+    if weight.device.type != "cpu" or not _packs(weight.dtype):
         return None
     laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     return laid_out
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN lays weights of this dtype out here; bfloat16 only where the processor multiplies in it."""
+    if not _has("mkldnn", "_reorder_linear_weight"):
+        return False
+    if dtype == torch.bfloat16:
+        return _has("mkldnn", "_is_mkldnn_bf16_supported") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def packed_linear(x: Tensor, weight: Tensor) -> Tensor:
