@@ -1,8 +1,8 @@
 """Two CPU kernels that PyTorch has but does not name in public, with plain operations where they are missing.
 
 `packed` lays a weight out once for oneDNN: at 64 rows a bfloat16 product with a plain weight spends half its time
-laying it out anew, a float32 one a fifth. `attend` is the flash kernel that also returns the log of the softmax's denominator, so that two
-attentions over different keys can be joined exactly.
+laying it out anew, a float32 one a fifth. `attend` is the flash kernel that also returns the log of the softmax's
+denominator, so that two attentions over different keys can be joined exactly.
 """
 
 from __future__ import annotations
