@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SET ?=
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check gate setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/greenloop train starter --out runs/demo $(foreach s,$(SET),--set $(s))
@@ -17,6 +17,10 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check src tests scripts bench
 	$(BIN)/mypy src/greenloop
 	$(BIN)/lint-imports
+
+# Ratios to the version in bench/BASELINE, measured in turn on this machine.
+gate: $(VENV)/.ready
+	$(BIN)/python -m bench.gate
 
 setup: $(VENV)/.ready
 
