@@ -23,9 +23,6 @@ from bench.work import Work, build, fixed_reward
 from greenloop.prompt import get_protocol
 from greenloop.types import Prompt
 
-MOST_ROWS = 16
-"""Completions in one forward and backward; more steps' worth is accumulated."""
-
 
 class TimedTrainer(trl.RLOOTrainer):
     """The trainer with a clock around its stages."""
@@ -102,7 +99,7 @@ def main() -> None:
     reports = Reports()
     work = Work.from_json(sys.argv[1])
     model, tokenizer, prompts = build(work)
-    rows = min(MOST_ROWS, work.completions)
+    rows = min(work.trl_rows, work.completions)
     dtype = next(model.base_model.model.parameters()).dtype
     on_cpu = model.device.type == "cpu"
     with tempfile.TemporaryDirectory() as folder:

@@ -101,6 +101,9 @@ def main() -> None:
     parser.add_argument("--mode", action="append", choices=("equal", "natural"), help="repeat for more")
     parser.add_argument("--steps", type=int, default=3, help="measured steps of each side, after one to warm up")
     parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument(
+        "--trl-rows", type=int, default=16, help="TRL's per_device_train_batch_size; less takes less memory"
+    )
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tasks", default="mbpp:train")
     parser.add_argument("--dtype", default="auto")
@@ -119,6 +122,7 @@ def main() -> None:
                     beta=beta,
                     mode=mode,
                     model=options.model,
+                    trl_rows=options.trl_rows,
                     tasks=options.tasks,
                     dtype=options.dtype,
                     device=options.device,

@@ -43,6 +43,8 @@ class Work:
     device: str = "auto"
     learning_rate: float = 1e-4
     rank: int = 16
+    trl_rows: int = 16
+    """Completions that TRL takes in one forward and backward; the rest of a step is accumulated."""
     cache_dir: str = ""
     data_dir: str = ""
 
