@@ -3,10 +3,9 @@
     python -m bench.gate
 
 Fails (exit status 1) if a stage takes more than `LIMIT` times as long as the baseline's in the median of the rounds,
-twice.
-Only ratios within one run are compared, so that it works on any machine, however fast or busy. A change that is slower
-for a reason, or that the old version's side cannot run, moves `bench/BASELINE` in the same commit and says why. Without
-the baseline in the repository's history (a shallow clone) it says so and passes.
+twice. Only ratios within one run are compared, so that it works on any machine, however fast or busy. A change that is
+slower for a reason, or that the old version's side cannot run, moves `bench/BASELINE` in the same commit and says why.
+Without the baseline in the repository's history (a shallow clone) it says so and passes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -12,16 +12,17 @@ from bench.side import Reports, Stages, wait_for_go
 from bench.work import Work, build, fixed_reward
 from greenloop.decoder import unwrapped
 from greenloop.engine.generate import Engine
-from greenloop.engine.request import Request, Sampling
+from greenloop.engine.request import Sampling
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.improve import Improver, TokenGroup, Update
 from greenloop.learn.optimise import make_optimizer, make_scheduler
 from greenloop.learn.policy import Policy
 from greenloop.prompt import get_protocol
 from greenloop.recipe import OptimizerSection, RlooSection
+from greenloop.rollout import Submitted, submitted
 from greenloop.sandbox import SandboxVerifier
 from greenloop.seeding import seed_for
-from greenloop.types import Completion, Finish, Outcome, Prompt
+from greenloop.types import Completion, Outcome, Prompt
 
 
 class Side:
@@ -43,19 +44,21 @@ class Side:
             beta=work.beta,
             max_grad_norm=section.max_grad_norm,
         )
-        self.protocol = get_protocol("train")
+        protocol = get_protocol("train")
+        self.protocol = replace(protocol, answered=None) if work.equal else protocol
 
     def step(self, number: int) -> tuple[Update, list[Completion], dict[str, float]]:
         """One whole step: its update, its completions, seconds by stage."""
         stages = Stages()
         prompts = self.work.step_prompts(self.prompts, number)
-        completions, verdicts = stages.timed("generation", self._generate, prompts, number)
-        outcomes = stages.timed("verification", lambda: [verdict.result().outcome for verdict in verdicts])
+        sampled = stages.timed("generation", self._sampled, prompts, number)
+        outcomes = stages.timed("verification", lambda: [one.verdict.result().outcome for one in sampled])
         rewards = [float(outcome is Outcome.PASSED) for outcome in outcomes]
         if self.work.equal:
             rewards = [fixed_reward(index) for index in range(len(rewards))]
+        completions = [one.completion for one in sampled]
         groups = [
-            self._group(prompt, completions[index * self.work.samples : (index + 1) * self.work.samples])
+            TokenGroup.of(prompt.token_ids, completions[index * self.work.samples : (index + 1) * self.work.samples])
             for index, prompt in enumerate(prompts)
         ]
         table = torch.tensor(rewards).view(self.work.prompts, self.work.samples)
@@ -65,35 +68,18 @@ class Side:
         stages.seconds["update"] -= update.reference_s
         return update, completions, stages.seconds
 
-    def _generate(self, prompts: list[Prompt], number: int) -> tuple[list[Completion], list[Any]]:
+    def _sampled(self, prompts: list[Prompt], number: int) -> list[Submitted]:
         """All completions in order, each handed to the judge when it ended."""
-        ends = not self.work.equal
-        requests = [
-            Request(
-                token_ids=prompt.token_ids,
-                samples=self.work.samples,
-                seed=seed_for(number, index),
-                stop=prompt.stop if ends else (),
-                ends=self.protocol.ends(prompt.task) if ends else None,
-            )
-            for index, prompt in enumerate(prompts)
-        ]
-        sampling = Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens)
-        ended = []
-        for completion in self.engine.generate(requests, sampling):
-            task = prompts[completion.group].task
-            verdict = self.verifier.submit(task, self.protocol.extract(completion.text, task))
-            ended.append((completion, verdict))
-        ended.sort(key=lambda pair: (pair[0].group, pair[0].sample))
-        return [completion for completion, _ in ended], [verdict for _, verdict in ended]
-
-    def _group(self, prompt: Prompt, completions: list[Completion]) -> TokenGroup:
-        return TokenGroup(
-            prompt=prompt.token_ids,
-            completions=tuple(completion.token_ids for completion in completions),
-            sampler_logprobs=tuple(completion.logprobs for completion in completions),
-            truncated=tuple(completion.finish is Finish.LENGTH for completion in completions),
+        sampled = submitted(
+            self.engine,
+            self.verifier,
+            self.protocol,
+            prompts,
+            samples=self.work.samples,
+            sampling=Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens),
+            seeds=[seed_for(number, index) for index in range(len(prompts))],
         )
+        return sorted(sampled, key=lambda one: (one.completion.group, one.completion.sample))
 
 
 def main() -> None:

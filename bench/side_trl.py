@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ class TimedTrainer(trl.RLOOTrainer):
 
     stages: Stages
     no_grad_forwards: int
+    trained_tokens: int
 
     def _generate(self, prompts: Any) -> Any:
         return self.stages.timed("generation", super()._generate, prompts)
@@ -66,9 +66,9 @@ class StepByStep(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Seconds by stage; what no stage has is the update."""
         assert self.trainer is not None
-        seconds = dict(self.trainer.stages.seconds)
-        seconds["total"] = time.perf_counter() - self.started
-        seconds["update"] = 2 * seconds["total"] - sum(seconds.values())
+        staged = self.trainer.stages.seconds
+        total = time.perf_counter() - self.started
+        seconds = {**staged, "update": total - sum(staged.values()), "total": total}
         tokens = self.trainer.trained_tokens
         self.reports.say(seconds=seconds, tokens=tokens, trained_tokens=tokens)
 
@@ -136,7 +136,7 @@ def main() -> None:
             callbacks=[callback],
         )
         callback.trainer = trainer
-        reports.say(ready=True, dtype=str(dtype), threads=torch.get_num_threads(), folder=str(Path(folder)))
+        reports.say(ready=True, dtype=str(dtype), threads=torch.get_num_threads())
         trainer.train()
 
 

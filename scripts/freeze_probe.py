@@ -14,6 +14,7 @@ from typing import Any
 
 import greenloop
 from greenloop.files import write_atomically
+from greenloop.known_probe import SAMPLING
 
 SHIPPED = Path(greenloop.__file__).parent / "recipes" / "starter.probe.json"
 
@@ -21,12 +22,11 @@ SHIPPED = Path(greenloop.__file__).parent / "recipes" / "starter.probe.json"
 def probe_of(results: dict[str, Any]) -> dict[str, Any]:
     """The file's content, from an evaluation's `results.json`."""
     settings = results["settings"]
-    kept = ("protocol", "shown_tests", "temperature", "top_p", "top_k", "min_p", "max_new_tokens")
     return {
         "asked": {
             "weights_sha256": results["model"]["weights_sha256"],
             "tasks_sha256": results["tasks"]["sha256"],
-            **{name: settings[name] for name in kept},
+            **{name: settings[name] for name in ("protocol", "shown_tests", *SAMPLING)},
         },
         "samples": settings["samples"],
         "dtype": results["environment"]["dtype"],
@@ -39,5 +39,6 @@ def probe_of(results: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     found = json.loads((Path(sys.argv[1]) / "results.json").read_text(encoding="utf-8"))
-    write_atomically(SHIPPED, json.dumps(probe_of(found), indent=0) + "\n")
-    print(f"{SHIPPED}: {len(probe_of(found)['counts'])} tasks")
+    probe = probe_of(found)
+    write_atomically(SHIPPED, json.dumps(probe) + "\n")
+    print(f"{SHIPPED}: {len(probe['counts'])} tasks")

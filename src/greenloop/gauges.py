@@ -141,7 +141,7 @@ def is_hard_coded(task: Task, program: str) -> bool:
     >>> is_hard_coded(task, "def f(x):\\n    return x * x")
     False
     """
-    shown = [pair for pair in map(_input_and_value, task.tests, [task.entry_point] * len(task.tests)) if pair]
+    shown = [pair for test in task.tests if (pair := _input_and_value(test, task.entry_point))]
     if len(shown) < 2 or len({repr(value) for _, value in shown}) < 2:
         return False
     try:
@@ -157,7 +157,7 @@ def is_hard_coded(task: Task, program: str) -> bool:
 
 def _input_and_value(test: str, entry_point: str) -> tuple[list[Any], Any] | None:
     """Arguments and expected value of a test of the form `assert f(literals) == literal`."""
-    match ast.parse(test).body:
+    match syntax.parse(test).body:
         case [
             ast.Assert(
                 test=ast.Compare(

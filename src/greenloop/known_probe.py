@@ -13,20 +13,18 @@ from typing import Any
 from greenloop.curriculum import Counts
 from greenloop.recipe import Recipe
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens")
+"""Settings of the draw, by the names that recipes and results share."""
+
 
 def asked(recipe: Recipe, tasks_sha256: str, weights_sha256: str) -> dict[str, Any]:
     """All that decides what a probe finds, but for its seed, its dtype and its number of samples."""
-    sampling = recipe.sampling
     return {
         "weights_sha256": weights_sha256,
         "tasks_sha256": tasks_sha256,
         "protocol": recipe.prompt.protocol,
         "shown_tests": recipe.prompt.shown,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "max_new_tokens": sampling.max_new_tokens,
+        **{name: getattr(recipe.sampling, name) for name in SAMPLING},
     }
 
 

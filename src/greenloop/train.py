@@ -45,7 +45,7 @@ from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.seeding import seed_for
 from greenloop.supply import Supply
 from greenloop.tasks import load_tasks
-from greenloop.types import Finish, Group, Outcome, TaskSet, Verifier
+from greenloop.types import Group, Outcome, TaskSet, Verifier
 
 _HARNESS_LIMIT = 0.01
 _GAP_ALARM_NATS = 0.05
@@ -253,8 +253,9 @@ class Run:
 
     def _improve(self, step: int, groups: list[Group], rewards: list[list[float]]) -> Update:
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
+        tokens = [TokenGroup.of(group.prompt.token_ids, group.completions) for group in groups]
         try:
-            return self.improver.improve([_tokens(group) for group in groups], torch.tensor(rewards))
+            return self.improver.improve(tokens, torch.tensor(rewards))
         except TrainingError as error:
             self.save()
             raise TrainingError(
@@ -340,15 +341,6 @@ def _tasks(recipe: Recipe, places: Places) -> tuple[TaskSet, TaskSet | None]:
                 f"eval_tasks: {recipe.eval_tasks} shares {len(shared)} tasks with {recipe.tasks}, e.g. {min(shared)}"
             )
     return tasks, held_out
-
-
-def _tokens(group: Group) -> TokenGroup:
-    return TokenGroup(
-        prompt=group.prompt.token_ids,
-        completions=tuple(completion.token_ids for completion in group.completions),
-        sampler_logprobs=tuple(completion.logprobs for completion in group.completions),
-        truncated=tuple(completion.finish is Finish.LENGTH for completion in group.completions),
-    )
 
 
 def _environment(

@@ -21,6 +21,7 @@ from greenloop.learn.packing import Pack, batched, pack_group
 from greenloop.learn.policy import Policy
 from greenloop.learn.rloo import clipped_rows, kl_shaped, leave_one_out, normalized, sequence_losses
 from greenloop.recipe import RlooSection
+from greenloop.types import Completion, Finish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,16 @@ class TokenGroup:
     sampler_logprobs: tuple[tuple[float, ...], ...]
     """Per token, nats; only for the gap alarm."""
     truncated: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, prompt: tuple[int, ...], completions: Sequence[Completion]) -> TokenGroup:
+        """The tokens of sampled completions of one prompt."""
+        return cls(
+            prompt=prompt,
+            completions=tuple(completion.token_ids for completion in completions),
+            sampler_logprobs=tuple(completion.logprobs for completion in completions),
+            truncated=tuple(completion.finish is Finish.LENGTH for completion in completions),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -223,23 +223,13 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _LD_ABS, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NR, _ARCH, _ARGS = 0, 4, 16
-_CLONE_THREAD, _TCGETS, _FIONBIO, _F_SETFL, _F_GETLK, _F_DUPFD_CLOEXEC, _X32 = (
-    0x10000,
-    0x5401,
-    0x5421,
-    4,
-    5,
-    1030,
-    0x40000000,
-)
+_CLONE_THREAD, _TCGETS, _FIONBIO, _X32 = 0x10000, 0x5401, 0x5421, 0x40000000
+_F_SETFL, _F_GETLK, _F_DUPFD_CLOEXEC = 4, 5, 1030
 _AF_UNIX, _SOCK_STREAM = 1, 1
 
 
 def _argument(index: int, *, high: bool = False) -> int:
     return _ARGS + 8 * index + 4 * high
-
-
-_MAKES_A_THREAD = [(_LD_ABS, 0, 0, _argument(0)), (_JSET, 0, 1, _CLONE_THREAD)]
 
 
 def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool = False, may_serve: bool = False) -> bytes:
@@ -269,9 +259,7 @@ def seccomp_filter(machine: str, *, may_open: bool, may_judge: bool = False, may
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ALLOW)]
     program += [(_JEQ, 0, 1, special["clone3"]), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
     if not may_serve:
-        program += _guarded(special["clone"], _MAKES_A_THREAD)
-        program += _guarded(special["prlimit64"], _is_null(2))
-        program += _shared_descriptors_unchanged(special)
+        program += _narrowed(special)
     program += _guarded(special["ioctl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _TCGETS)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JGE, 1, 0, _F_GETLK)])
     program += _guarded(special["fcntl"], [(_LD_ABS, 0, 0, _argument(1)), (_JEQ, 0, 1, _F_DUPFD_CLOEXEC)])
@@ -296,18 +284,20 @@ def program_filter(machine: str) -> bytes:
     program: list[tuple[int, int, int, int]] = [(_LD_ABS, 0, 0, _NR)]
     for number in (*_SERVING[machine], *_JUDGING[machine]):
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
-    program += _guarded(special["clone"], _MAKES_A_THREAD)
-    program += _guarded(special["prlimit64"], _is_null(2))
+    program += _narrowed(special)
     for number in (special["clone"], special["prlimit64"]):
         program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ERRNO | errno.EPERM)]
-    program += _shared_descriptors_unchanged(special)
     program.append((_RET, 0, 0, _ALLOW))
     return _assembled(program)
 
 
-def _shared_descriptors_unchanged(special: dict[str, int]) -> list[tuple[int, int, int, int]]:
-    """Refuse to set flags of descriptors 0 to 2: programs share them, and could leave one another notes."""
-    program: list[tuple[int, int, int, int]] = []
+def _narrowed(special: dict[str, int]) -> list[tuple[int, int, int, int]]:
+    """Of the fork server's calls: threads but no processes, limits to read but not to set.
+
+    Also no flags of descriptors 0 to 2: programs share them, and could leave one another notes.
+    """
+    program = _guarded(special["clone"], [(_LD_ABS, 0, 0, _argument(0)), (_JSET, 0, 1, _CLONE_THREAD)])
+    program += _guarded(special["prlimit64"], _is_null(2))
     for call, command in ((special["fcntl"], _F_SETFL), (special["ioctl"], _FIONBIO)):
         condition = [
             (_LD_ABS, 0, 0, _argument(1)),
