@@ -1,5 +1,7 @@
 """The engine against transformers, against itself at other batch shapes, and against the trainer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +65,38 @@ def test_samples_do_not_depend_on_the_other_prompts(tiny_model):
     together = completions(engine, requests())
     alone = completions(engine, [requests()[2]])
     assert tokens(alone) == {(0, k): tokens(together)[2, k] for k in range(5)}
+
+
+@pytest.mark.parametrize("engine", [Engine, TransformersEngine])
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_greedy_answers_and_samples_of_one_prompt_in_one_call(tiny_model, engine: type, rows: int):
+    stopper = Stopper(ByteText(), ENDS)
+    greedy = [replace(request, samples=1, greedy=True) for request in requests()]
+    both = [one for pair in zip(greedy, requests(), strict=True) for one in pair]
+    made = Engine(Decoder(tiny_model), stopper, rows=rows) if engine is Engine else engine(tiny_model, stopper)
+    together = tokens(completions(made, both))
+    cold = tokens(completions(made, requests(1), replace(WARM, temperature=0)))
+    warm = tokens(completions(made, requests()))
+    assert together == {
+        **{(2 * group, k): found for (group, k), found in cold.items()},
+        **{(2 * group + 1, k): found for (group, k), found in warm.items()},
+    }
+
+
+def test_a_prompt_that_several_requests_have_is_computed_once(tiny_model, monkeypatch):
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=2)
+    lengths: list[int] = []
+    forward = engine.decoder.forward
+
+    def counted(token_ids, *others):
+        lengths.append(len(token_ids))
+        return forward(token_ids, *others)
+
+    monkeypatch.setattr(engine.decoder, "forward", counted)
+    twice = [Request(token_ids=PROMPTS[3], samples=2, seed=seed) for seed in (1, 2)]
+    assert len(completions(engine, [*twice, *requests(1)[:1]])) == 5
+    assert lengths.count(len(PROMPTS[3])) == 1
+    assert lengths.count(len(PROMPTS[0])) == 1
 
 
 def test_rows_follow_the_memory_that_they_need(tiny_model):

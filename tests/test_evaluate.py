@@ -199,11 +199,11 @@ def test_each_mode_asks_the_engine_for_what_the_settings_say(byte_tokenizer):
     engine = scripted(byte_tokenizer, tasks, FOUR)
     settings = EvaluationSettings(samples=2, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, max_new_tokens=33)
     evaluate(engine, byte_tokenizer, Table(), tasks, settings, seed=0)
-    (greedy, cold), (sampled, warm) = engine.calls
-    assert cold == Sampling(temperature=0.0, max_new_tokens=33)
-    assert warm == Sampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, max_new_tokens=33)
-    assert [request.samples for request in (*greedy, *sampled)] == [1, 1, 1, 2, 2, 2]
-    assert len({request.seed for request in (*greedy, *sampled)}) == 6
+    ((requests, sampling),) = engine.calls
+    assert sampling == Sampling(temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, max_new_tokens=33)
+    assert [(request.greedy, request.samples) for request in requests] == [(True, 1), (False, 2)] * 3
+    assert len({request.seed for request in requests}) == 6
+    assert len({request.token_ids for request in requests}) == 3
 
 
 def test_an_unjudged_answer_is_masked_and_counted(byte_tokenizer):
@@ -228,7 +228,8 @@ def test_answers_come_in_the_order_of_the_set_and_are_told_as_they_are_judged(by
     result = evaluate(engine, byte_tokenizer, Table(), tasks, BOTH, seed=0, on_verdict=told.append)
     places = [(answer.mode.value, answer.task.entry_point, answer.sample) for answer in result.answers]
     assert places == [("greedy", name, 0) for name in "abc"] + [("sampled", n, k) for n in "abc" for k in range(4)]
-    assert [answer.task.entry_point for answer in told[:3]] == ["c", "b", "a"]
+    last = told[4::5]
+    assert [(answer.mode.value, answer.task.entry_point) for answer in last] == [("greedy", name) for name in "cba"]
     assert sorted(map(id, told)) == sorted(map(id, result.answers))
 
 

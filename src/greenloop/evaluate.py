@@ -16,7 +16,7 @@ from pathlib import Path
 from greenloop.engine.request import Generator, Sampling
 from greenloop.errors import ConfigError, SandboxError
 from greenloop.prompt import PromptProtocol, Tokenizer, get_protocol, render, well_formed
-from greenloop.rollout import Submitted, submitted
+from greenloop.rollout import Submitted, Wanted, submitted
 from greenloop.seeding import seed_for
 from greenloop.summary import Answer, Mode, Summary, summarise
 from greenloop.tasks import load_tasks
@@ -115,7 +115,8 @@ def evaluate(
     presented = [task.showing(settings.shown_tests) for task in task_set.tasks]
     prompts = [render(protocol, task, tokenizer, shots=shots) for task in presented]
     answers = []
-    for answer in _judged(_submitted(generator, verifier, protocol, prompts, settings, seed), protocol):
+    wanted = [one for prompt in prompts for one in _wanted(prompt, settings, seed)]
+    for answer in _judged(submitted(generator, verifier, protocol, wanted, _sampling(settings)), protocol):
         answers.append(answer)
         if on_verdict is not None:
             on_verdict(answer)
@@ -145,42 +146,33 @@ def load_shots(protocol: str, *, data_dir: Path | None = None) -> tuple[Task, ..
     return tuple(solved[task_id] for task_id in wanted)
 
 
-def _submitted(
-    generator: Generator,
-    verifier: Verifier,
-    protocol: PromptProtocol,
-    prompts: Sequence[Prompt],
-    settings: EvaluationSettings,
-    seed: int,
-) -> Iterator[tuple[Mode, Submitted]]:
-    """Every completion of either mode as it ends, already handed to the verifier."""
-    for mode, samples in ((Mode.GREEDY, int(settings.greedy)), (Mode.SAMPLED, settings.samples)):
-        if not samples:
-            continue
-        seeds = [seed_for(seed, "evaluation", mode.value, prompt.task.task_id) for prompt in prompts]
-        sampling = _sampling(settings, mode)
-        for one in submitted(generator, verifier, protocol, prompts, samples=samples, sampling=sampling, seeds=seeds):
-            yield mode, one
+def _wanted(prompt: Prompt, settings: EvaluationSettings, seed: int) -> list[Wanted]:
+    """The prompt's answers in either mode, beside each other so that it is computed once."""
+    return [
+        Wanted(prompt, samples, seed_for(seed, "evaluation", mode.value, prompt.task.task_id), mode is Mode.GREEDY)
+        for mode, samples in ((Mode.GREEDY, int(settings.greedy)), (Mode.SAMPLED, settings.samples))
+        if samples
+    ]
 
 
-def _judged(answers: Iterator[tuple[Mode, Submitted]], protocol: PromptProtocol) -> Iterator[Answer]:
+def _judged(answers: Iterator[Submitted], protocol: PromptProtocol) -> Iterator[Answer]:
     """The answers in the order of their submission, each as soon as it and those before it are judged."""
-    waiting: deque[tuple[Mode, Submitted]] = deque()
+    waiting: deque[Submitted] = deque()
     try:
-        for answer in answers:
-            waiting.append(answer)
-            while waiting and waiting[0][1].verdict.done():
-                yield _answer(*waiting.popleft(), protocol)
+        for one in answers:
+            waiting.append(one)
+            while waiting and waiting[0].verdict.done():
+                yield _answer(waiting.popleft(), protocol)
         while waiting:
-            yield _answer(*waiting.popleft(), protocol)
+            yield _answer(waiting.popleft(), protocol)
     finally:
-        for _, one in waiting:
+        for one in waiting:
             one.verdict.cancel()
 
 
-def _answer(mode: Mode, one: Submitted, protocol: PromptProtocol) -> Answer:
+def _answer(one: Submitted, protocol: PromptProtocol) -> Answer:
     return Answer(
-        mode=mode,
+        mode=Mode.GREEDY if one.greedy else Mode.SAMPLED,
         task=one.prompt.task,
         sample=one.completion.sample,
         completion=one.completion,
@@ -197,9 +189,8 @@ def _form(one: Submitted, protocol: PromptProtocol) -> bool | None:
     return well_formed(one.completion.text, one.prompt.task.entry_point)
 
 
-def _sampling(settings: EvaluationSettings, mode: Mode) -> Sampling:
-    if mode is Mode.GREEDY:
-        return Sampling(temperature=0.0, max_new_tokens=settings.max_new_tokens)
+def _sampling(settings: EvaluationSettings) -> Sampling:
+    """Of the samples; greedy answers ignore the temperature."""
     return Sampling(
         temperature=settings.temperature,
         top_p=settings.top_p,

@@ -16,10 +16,21 @@ from greenloop.types import Completion, Group, Prompt, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of one prompt. Sample k draws from (seed, k)."""
+
+    prompt: Prompt
+    samples: int
+    seed: int
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Submitted:
     """A completion whose verdict is being decided."""
 
     prompt: Prompt
+    greedy: bool
     completion: Completion
     program: str | None
     verdict: Future[Verdict]
@@ -29,23 +40,25 @@ def submitted(
     generator: Generator,
     verifier: Verifier,
     protocol: PromptProtocol,
-    prompts: Sequence[Prompt],
-    *,
-    samples: int,
+    wanted: Sequence[Wanted],
     sampling: Sampling,
-    seeds: Sequence[int],
 ) -> Iterator[Submitted]:
-    """Every completion as it ends, already handed to the verifier. Sample k of prompt i draws from (seeds[i], k)."""
+    """Every completion as it ends, already handed to the verifier; `completion.group` counts in `wanted`."""
     requests = [
         Request(
-            token_ids=prompt.token_ids, samples=samples, seed=seed, stop=prompt.stop, ends=protocol.ends(prompt.task)
+            token_ids=one.prompt.token_ids,
+            samples=one.samples,
+            seed=one.seed,
+            stop=one.prompt.stop,
+            ends=protocol.ends(one.prompt.task),
+            greedy=one.greedy,
         )
-        for prompt, seed in zip(prompts, seeds, strict=True)
+        for one in wanted
     ]
     for completion in generator.generate(requests, sampling):
-        prompt = prompts[completion.group]
-        program = protocol.extract(completion.text, prompt.task)
-        yield Submitted(prompt, completion, program, verifier.submit(prompt.task, program))
+        one = wanted[completion.group]
+        program = protocol.extract(completion.text, one.prompt.task)
+        yield Submitted(one.prompt, one.greedy, completion, program, verifier.submit(one.prompt.task, program))
 
 
 def roll_out(
@@ -62,9 +75,12 @@ def roll_out(
 
     Sample k of a task draws from (seed, task id, turn, k) alone; a task that stands twice has turns 0 and 1.
     """
-    seeds = [seed_for(seed, prompt.task.task_id, turn) for prompt, turn in zip(prompts, _turns(prompts), strict=True)]
+    wanted = [
+        Wanted(prompt, samples, seed_for(seed, prompt.task.task_id, turn))
+        for prompt, turn in zip(prompts, _turns(prompts), strict=True)
+    ]
     members: list[list[Submitted]] = [[] for _ in prompts]
-    for one in submitted(generator, verifier, protocol, prompts, samples=samples, sampling=sampling, seeds=seeds):
+    for one in submitted(generator, verifier, protocol, wanted, sampling):
         members[one.completion.group].append(one)
     return [_group(prompt, group) for prompt, group in zip(prompts, members, strict=True)]
 

@@ -16,7 +16,7 @@ from greenloop.engine.request import Generator, Sampling
 from greenloop.prompt import get_protocol, render
 from greenloop.recipe import Recipe
 from greenloop.rewards import is_dead
-from greenloop.rollout import roll_out, submitted
+from greenloop.rollout import Wanted, roll_out, submitted
 from greenloop.seeding import seed_for
 from greenloop.types import Group, Prompt, Task, Verifier
 
@@ -54,17 +54,13 @@ class Supply:
 
     def probe(self, on_completion: Callable[[], None]) -> dict[str, tuple[int, int]]:
         """(passed, failed) of every task, from the recipe's number of samples each."""
-        prompts = [self._prompt(task) for task in self.tasks]
+        samples = self.recipe.curriculum.probe
+        wanted = [
+            Wanted(self._prompt(task), samples, seed_for(self.recipe.seed, "probe", task.task_id))
+            for task in self.tasks
+        ]
         pending = []
-        for one in submitted(
-            self.engine,
-            self.verifier,
-            self.protocol,
-            prompts,
-            samples=self.recipe.curriculum.probe,
-            sampling=self._sampling(),
-            seeds=[seed_for(self.recipe.seed, "probe", task.task_id) for task in self.tasks],
-        ):
+        for one in submitted(self.engine, self.verifier, self.protocol, wanted, self._sampling()):
             pending.append(one)
             on_completion()
         return outcome_counts((one.prompt.task.task_id, one.verdict.result()) for one in pending)

@@ -34,7 +34,6 @@ class FusedLinear:
         """[rank, in]: every A."""
         self.bias = _fused_bias(bases)
         self._packed: Tensor | None = None
-        self._packed_rows = 0
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -52,13 +51,13 @@ class FusedLinear:
             self.weight[out, self.in_features :][:, rank].copy_(b * scale)
 
     def pack(self, rows: int) -> None:
-        """Lay the present weight out for calls with at most `rows` rows, until the next `refresh`."""
-        self._packed, self._packed_rows = packed(self.weight, rows), rows
+        """Lay the present weight out for calls with about `rows` rows, until the next `refresh`."""
+        self._packed = packed(self.weight, rows)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, sum of the layers' outputs]."""
         joined = self.joined(x)
-        if self._packed is None or x.shape[0] > self._packed_rows:
+        if self._packed is None:
             return self.product(joined)
         out = packed_linear(joined, self._packed)
         return out if self.bias is None else out.add_(self.bias)

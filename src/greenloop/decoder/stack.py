@@ -70,7 +70,7 @@ class DecoderLayer:
 
 @dataclass(frozen=True, slots=True)
 class _PackedHead:
-    """The output head, which no adapter changes, laid out for few rows."""
+    """The output head, which no adapter changes, laid out for decoding."""
 
     weight: Tensor | None
     rows: int
@@ -110,7 +110,7 @@ class Decoder:
                 fused.refresh()
 
     def pack(self, rows: int) -> None:
-        """Lay the present weights out for forwards of at most `rows` tokens, until the next `refresh`."""
+        """Lay the present weights out for forwards of about `rows` tokens, until the next `refresh`."""
         for layer in self.layers:
             for fused in layer.linears:
                 fused.pack(rows)
@@ -134,7 +134,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] to [N, V]."""
-        if self._head.weight is None or hidden.shape[0] > self._head.rows:
+        if self._head.weight is None:
             return F.linear(hidden, self.head)
         return packed_linear(hidden, self._head.weight)
 

@@ -36,7 +36,7 @@ class TransformersEngine:
         self.model.eval()
         try:
             for group, request in enumerate(requests):
-                yield from self._group(group, request, sampling)
+                yield from self._group(group, request, request.sampling(sampling))
         finally:
             self.model.train(training)
 

@@ -1,13 +1,13 @@
 """Prompts to completions: continuous batching over the fused decoder.
 
 In: requests (a prompt, K, a seed). Out: completions in the order in which they end, each with the log-prob of every
-token. A prompt is computed once; a row retires when it stops and the next sample takes its place. Knows no task, no
-reward and no adapter files. `refresh` after an optimiser step keeps the rollouts on-policy.
+token. A prompt is computed once, however many requests have it; a row retires when it stops and the next sample takes
+its place. Knows no task, no reward and no adapter files. `refresh` after an optimiser step keeps rollouts on-policy.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -42,13 +42,11 @@ class _Row:
 
 @dataclass(slots=True)
 class _Slot:
-    """A prompt with rows in flight."""
+    """A prompt with rows in flight or waiting."""
 
-    group: int
-    length: int
+    token_ids: tuple[int, ...]
     logits: Tensor
     """[V] after the prompt's last token: every sample's first draw."""
-    rows: int = 0
 
 
 class Engine:
@@ -78,9 +76,17 @@ def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sam
     """How many completions may be in flight within `CACHE_BYTES`, each with its strip and its share of the prompts."""
     of_token = KVCache.bytes_per_token(decoder)
     prompt = max(len(request.token_ids) for request in requests)
-    siblings = max(min(request.samples for request in requests), 1)
+    siblings = max(min(_completions_of(requests).values()), 1)
     row = of_token * (sampling.max_new_tokens + prompt / siblings)
     return max(1, min(MOST_ROWS, int(CACHE_BYTES / row)))
+
+
+def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
+    """How many completions of each prompt are wanted."""
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for request in requests:
+        wanted[request.token_ids] += request.samples
+    return wanted
 
 
 class _Batch:
@@ -91,6 +97,7 @@ class _Batch:
     ) -> None:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
         self.waiting = deque((group, k) for group, request in enumerate(requests) for k in range(request.samples))
+        self.unfinished = _completions_of(requests)
         self.capacity = min(rows, len(self.waiting))
         self.cache = KVCache(
             decoder,
@@ -115,27 +122,23 @@ class _Batch:
             before = len(self.active)
             while self.waiting and len(self.active) < self.capacity:
                 group, sample = self.waiting.popleft()
-                slot = self._slot_of(group)
-                self.slots[slot].rows += 1
+                slot = self._slot_of(self.requests[group].token_ids)
                 seed = seed_for(self.requests[group].seed, sample)
                 self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
             admitted = range(before, len(self.active))
             logits = torch.stack([self.slots[self.active[row].slot].logits for row in admitted])
             yield from self._advance(admitted, logits)
 
-    def _slot_of(self, group: int) -> int:
-        """The group's slot; a new group's prompt is computed into the next free one."""
-        if self.slots and self.slots[-1].group == group:
-            return len(self.slots) - 1
-        for index, slot in enumerate(self.slots):
-            if slot.group == group:
+    def _slot_of(self, token_ids: tuple[int, ...]) -> int:
+        """The prompt's slot; a new prompt is computed into the next free one."""
+        for index in reversed(range(len(self.slots))):
+            if self.slots[index].token_ids == token_ids:
                 return index
-        index = len(self.slots)
-        token_ids = torch.tensor(self.requests[group].token_ids, device=self.decoder.device)
-        positions = torch.arange(token_ids.shape[0], device=self.decoder.device)
-        attend = PromptAttention(self.cache, index, token_ids.shape[0])
-        hidden = self.decoder.forward(token_ids, positions, attend)
-        self.slots.append(_Slot(group, token_ids.shape[0], self.decoder.logits(hidden[-1:])[0]))
+        index, length = len(self.slots), len(token_ids)
+        positions = torch.arange(length, device=self.decoder.device)
+        attend = PromptAttention(self.cache, index, length)
+        hidden = self.decoder.forward(torch.tensor(token_ids, device=self.decoder.device), positions, attend)
+        self.slots.append(_Slot(token_ids, self.decoder.logits(hidden[-1:])[0]))
         return index
 
     def _decode(self) -> Tensor:
@@ -143,17 +146,15 @@ class _Batch:
         device = self.decoder.device
         own = torch.tensor([len(row.tokens) - 1 for row in self.active], device=device)
         row_slots = torch.tensor([row.slot for row in self.active], device=device)
-        prompt = torch.tensor([slot.length for slot in self.slots], device=device)
+        prompt = torch.tensor([len(slot.token_ids) for slot in self.slots], device=device)
         token_ids = torch.tensor([row.tokens[-1] for row in self.active], device=device)
         attend = RowAttention(self.cache, row_slots, prompt, own)
         return self.decoder.logits(self.decoder.forward(token_ids, prompt[row_slots] + own, attend))
 
     def _advance(self, rows: range, logits: Tensor) -> Iterator[Completion]:
         """Draw a token for each of `rows`; retire and yield those that end."""
-        uniform = [self.active[row].uniform[len(self.active[row].tokens)] for row in rows]
-        drawn = draw(logits, torch.tensor(uniform, dtype=torch.float64, device=logits.device), self.sampling)
         ended: list[tuple[int, Finish]] = []
-        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True):
+        for row, (token, logprob) in zip(rows, self._drawn([self.active[row] for row in rows], logits), strict=True):
             state = self.active[row]
             state.tokens.append(token)
             state.logprobs.append(logprob)
@@ -163,14 +164,27 @@ class _Batch:
         for row, finish in reversed(ended):
             yield self._retire(row, finish)
 
+    def _drawn(self, rows: Sequence[_Row], logits: Tensor) -> Iterator[tuple[int, float]]:
+        """The next token of each row and its log-prob."""
+        uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
+        ways = [self.requests[row.group].sampling(self.sampling) for row in rows]
+        tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
+        for way in set(ways):
+            index = torch.tensor([at for at, one in enumerate(ways) if one == way])
+            chosen = logits if len(index) == len(rows) else logits[index.to(logits.device)]
+            drawn = draw(chosen, uniform[index].to(logits.device), way)
+            tokens[index], logprobs[index] = drawn.tokens.cpu(), drawn.logprobs.cpu()
+        return zip(tokens.tolist(), logprobs.tolist(), strict=True)
+
     def _retire(self, index: int, finish: Finish) -> Completion:
         """Take a row out; the last one moves into its place."""
         row, last = self.active[index], self.active.pop()
         if row is not last:
             self.active[index] = last
             self.cache.move_row(len(self.active), index, len(last.tokens))
-        self.slots[row.slot].rows -= 1
-        if not self.slots[row.slot].rows and not any(group == row.group for group, _ in self.waiting):
+        request = self.requests[row.group]
+        self.unfinished[request.token_ids] -= 1
+        if not self.unfinished[request.token_ids]:
             self._free(row.slot)
         return Completion(
             group=row.group,
@@ -178,7 +192,7 @@ class _Batch:
             token_ids=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish=finish,
-            text=self.stopper.text(row.tokens, self.requests[row.group].stop),
+            text=self.stopper.text(row.tokens, request.stop),
         )
 
     def _free(self, index: int) -> None:

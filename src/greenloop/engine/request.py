@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from greenloop.types import Completion
@@ -42,6 +42,12 @@ class Request:
     """Strings that end a completion; they and what follows are not part of its text."""
     ends: Callable[[str], bool] | None = None
     """Asked at each line end whether the text so far is a whole answer."""
+    greedy: bool = False
+    """The likeliest token always, whatever temperature the others are drawn at."""
+
+    def sampling(self, common: Sampling) -> Sampling:
+        """How this request's tokens are drawn beside others that are drawn by `common`."""
+        return replace(common, temperature=0.0) if self.greedy else common
 
 
 class Generator(Protocol):
