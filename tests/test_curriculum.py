@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from scipy.stats import betabinom
 
-from greenloop.curriculum import Experience, live_chance, outcome_counts
+from greenloop.curriculum import Experience, fitted_prior, live_chance, outcome_counts
 from greenloop.deck import Deck
 from greenloop.types import Outcome, Task, Verdict
 
@@ -20,8 +20,25 @@ def verdict(outcome: Outcome) -> Verdict:
 
 @pytest.mark.parametrize(("passed", "failed", "samples"), [(0, 0, 2), (3, 1, 4), (0, 7.5, 8), (12, 0.5, 6)])
 def test_the_chance_of_a_live_group_is_that_of_the_beta_binomial(passed: float, failed: float, samples: int):
-    law = betabinom(samples, 0.2 + passed, 0.8 + failed)
-    assert live_chance(passed, failed, samples) == pytest.approx(1 - law.pmf(0) - law.pmf(samples))
+    law = betabinom(samples, 0.3 + passed, 1.1 + failed)
+    assert live_chance(passed, failed, samples, (0.3, 1.1)) == pytest.approx(1 - law.pmf(0) - law.pmf(samples))
+
+
+def test_the_prior_is_the_likeliest_one_of_the_grid():
+    law = betabinom(4, 0.14, 1.86)
+    often = [round(4000 * law.pmf(passed)) for passed in range(5)]
+    counts = {f"{passed}-{n}": (passed, 4 - passed) for passed in range(5) for n in range(often[passed])}
+    a, b = fitted_prior({**counts, "unjudged": (0, 0)})
+    assert a / (a + b) == pytest.approx(0.07, abs=0.011)
+    assert a + b == pytest.approx(2, rel=0.2)
+
+
+def test_on_a_hard_set_a_task_that_never_passed_is_drawn_less_often():
+    never = {f"never-{n}": (0, 4) for n in range(40)}
+    hard = Experience.of_probe({**never, "mixed": (1, 3)}).weights(8)
+    easy = Experience.of_probe({**never, **{f"mixed-{n}": (2, 2) for n in range(40)}}).weights(8)
+    assert hard["never-0"] < 0.5 * easy["never-0"]
+    assert all(weight > 0 for weight in Experience.of_probe(never).weights(8).values())
 
 
 def test_unjudged_completions_count_for_nothing():
@@ -59,7 +76,7 @@ def test_replacements_follow_the_weights_and_leave_out_what_is_taken():
 
 
 def test_experience_prefers_what_is_mixed_and_lets_go_of_what_is_learned():
-    experience = Experience({"mixed": (2, 2), "hopeless": (0, 4)})
+    experience = Experience({"mixed": (2, 2), "hopeless": (0, 4)}, prior=(0.2, 0.8))
     first = experience.weights(8)
     assert first["mixed"] > 4 * first["hopeless"]
     for _ in range(3):

@@ -334,7 +334,7 @@ def test_a_probe_asks_every_task_and_then_steers_the_draw(
     folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
     probe = json.loads(folder.probe.read_text())
     assert {task_id: sum(counts) for task_id, counts in probe.items()} == {f"tiny/{i}": 3 for i in range(5)}
-    experience = Experience(probe)
+    experience = Experience.of_probe(probe)
     for record in read_journal(folder.journal):
         wanted = Deck(load_tasks(chosen.tasks).tasks, seed_for(chosen.seed, "deck"))
         favoured = wanted.favour(record["step"], chosen.prompts, experience.weights(chosen.samples))

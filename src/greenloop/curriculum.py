@@ -2,36 +2,67 @@
 
 RLOO learns nothing from a group whose outcomes are all equal, and for a small model most tasks are all-fail. A probe
 before the first step samples every task a few times; from then on each step's outcomes keep the picture current. A
-task's chance of passing has a Beta posterior, and its weight in the draw is the probability that a group of K has both
-outcomes. Everything is counted on raw outcomes, never on shaped rewards. Knows no model and no order: the same
+task's chance of passing has a Beta posterior, whose prior is fitted to the whole probe (on a hard set a task that never
+passed is further out of reach than on an easy one), and its weight in the draw is the probability that a group of K has
+both outcomes. Everything is counted on raw outcomes, never on shaped rewards. Knows no model and no order: the same
 experience gives the same weights.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from greenloop.types import Outcome, Verdict
 
 Counts = Mapping[str, tuple[float, float]]
 """Task id to (passed, failed)."""
 
-_PRIOR = (0.2, 0.8)
+Prior = tuple[float, float]
+"""The two parameters of a Beta distribution of pass rates."""
+
+_MEANS = [mean / 100 for mean in range(1, 100)]
+_STRENGTHS = [2 ** (quarter / 4) for quarter in range(-12, 17)]
 _MEMORY = 0.5
 
 
-def live_chance(passed: float, failed: float, samples: int) -> float:
-    """Probability that `samples` new completions have both outcomes, under a Beta(0.2 + passed, 0.8 + failed) rate.
+def fitted_prior(counts: Counts) -> Prior:
+    """The Beta distribution of pass rates under which the counts are likeliest (empirical Bayes).
 
-    1 - E[p^K] - E[(1 - p)^K], by the Beta function's recurrence. The prior says that most tasks are either out of reach
-    or safe.
+    Maximum of the beta-binomial likelihood over a grid: means in steps of 0.01, a + b from 1/8 to 16. Tasks on which
+    nothing was judged say nothing.
 
-    >>> round(live_chance(2, 2, 8), 2), round(live_chance(0, 4, 8), 2), round(live_chance(0, 40, 8), 2)
-    (0.91, 0.19, 0.04)
+    >>> fitted_prior({str(n): (2, 2) for n in range(9)}), fitted_prior({})
+    ((8.0, 8.0), (0.2, 0.8))
     """
-    a, b = _PRIOR[0] + passed, _PRIOR[1] + failed
+    pairs = Counter((passed, failed) for passed, failed in counts.values() if passed + failed)
+    if not pairs:
+        return (0.2, 0.8)
+
+    def likelihood(prior: Prior) -> float:
+        a, b = prior
+        return sum(
+            count * (_log_beta(a + passed, b + failed) - _log_beta(a, b)) for (passed, failed), count in pairs.items()
+        )
+
+    return max(((mean * total, (1 - mean) * total) for mean in _MEANS for total in _STRENGTHS), key=likelihood)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def live_chance(passed: float, failed: float, samples: int, prior: Prior) -> float:
+    """Probability that `samples` new completions have both outcomes, when the pass rate has this prior.
+
+    1 - E[p^K] - E[(1 - p)^K] under Beta(a + passed, b + failed), by the Beta function's recurrence.
+
+    >>> [round(live_chance(*counts, 8, (0.2, 0.8)), 2) for counts in [(2, 2), (0, 4), (0, 40)]]
+    [0.91, 0.19, 0.04]
+    """
+    a, b = prior[0] + passed, prior[1] + failed
     all_pass = math.prod((a + i) / (a + b + i) for i in range(samples))
     all_fail = math.prod((b + i) / (a + b + i) for i in range(samples))
     return 1 - all_pass - all_fail
@@ -53,37 +84,43 @@ class Experience:
     """What the policy did on each task, the older the less it counts."""
 
     counts: Counts
+    prior: Prior
+
+    @classmethod
+    def of_probe(cls, counts: Counts) -> Experience:
+        """What a probe found."""
+        return cls(counts, fitted_prior(counts))
 
     def after(self, new: Counts) -> Experience:
         """With new outcomes; what was known of those tasks counts half from now on, since the policy changes.
 
-        >>> Experience({"a": (2, 2), "b": (0, 4)}).after({"a": (8, 0)}).counts
+        >>> Experience.of_probe({"a": (2, 2), "b": (0, 4)}).after({"a": (8, 0)}).counts
         {'a': (9.0, 1.0), 'b': (0, 4)}
         """
         counts = dict(self.counts)
         for task_id, (passed, failed) in new.items():
             old = counts.get(task_id, (0, 0))
             counts[task_id] = (_MEMORY * old[0] + passed, _MEMORY * old[1] + failed)
-        return Experience(counts)
+        return replace(self, counts=counts)
 
     def weights(self, samples: int) -> dict[str, float]:
         """Each task's chance of a live group of `samples`."""
-        return {task_id: live_chance(*counts, samples) for task_id, counts in self.counts.items()}
+        return {task_id: live_chance(*counts, samples, self.prior) for task_id, counts in self.counts.items()}
 
 
 def probe_line(counts: Counts, samples: int) -> str:
     """What a probe found, for people.
 
     >>> probe_line({"a": (0, 4), "b": (2, 2), "c": (4, 0), "d": (0, 4)}, 8)
-    'probe: 4 tasks, 37.5 % pass; 1 mixed, 2 never, 1 always; a uniform draw of 8 samples has 0.46 live groups in 1'
+    'probe: 4 tasks, 37.5 % pass; 1 mixed, 2 never, 1 always; drawn uniformly, 37 % of groups of 8 would be live'
     """
     total = sum(passed + failed for passed, failed in counts.values())
     passes = sum(passed for passed, _ in counts.values())
     mixed = sum(bool(passed) and bool(failed) for passed, failed in counts.values())
     never = sum(not passed for passed, _ in counts.values())
-    live = sum(live_chance(*both, samples) for both in counts.values()) / max(len(counts), 1)
+    live = 100 * sum(Experience.of_probe(counts).weights(samples).values()) / max(len(counts), 1)
     share = 100 * passes / total if total else 0.0
     return (
         f"probe: {len(counts)} tasks, {share:.1f} % pass; {mixed} mixed, {never} never, "
-        f"{len(counts) - mixed - never} always; a uniform draw of {samples} samples has {live:.2f} live groups in 1"
+        f"{len(counts) - mixed - never} always; drawn uniformly, {live:.0f} % of groups of {samples} would be live"
     )
