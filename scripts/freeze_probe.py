@@ -1,10 +1,12 @@
-"""Ship what an evaluation found as the starter recipe's probe.
+"""Ship what evaluations found as the starter recipe's probe.
 
     greenloop eval smollm2-135m --tasks starter:train --no-greedy --samples 4 --temperature 0.8 \\
         --max-new-tokens 100 --out E
     python scripts/freeze_probe.py E
 
 Needed again after each change of the train split or of the recipe's sampling; until then the recipe probes by itself.
+Draws are addressed by task, so evaluations of parts of the split (tasks that came later, say) are as good as one of it
+all: name each folder.
 """
 
 import json
@@ -15,30 +17,51 @@ from typing import Any
 import greenloop
 from greenloop.files import write_atomically
 from greenloop.known_probe import SAMPLING
+from greenloop.tasks import load_tasks
 
 SHIPPED = Path(greenloop.__file__).parent / "recipes" / "starter.probe.json"
 
 
-def probe_of(results: dict[str, Any]) -> dict[str, Any]:
-    """The file's content, from an evaluation's `results.json`."""
-    settings = results["settings"]
+def probe_of(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The file's content, from the `results.json` of each evaluation.
+
+    Raises:
+        SystemExit: they did not ask the same, or do not have each task of the split once.
+    """
+    asked = [_asked(results) for results in evaluations]
+    if any(one != asked[0] for one in asked):
+        sys.exit("the evaluations differ in weights, dtype, samples, protocol or sampling")
+    split = load_tasks("starter:train")
+    counts = {
+        task["task_id"]: [task["passed"], task["n"] - task["harness"] - task["passed"]]
+        for results in evaluations
+        for task in results["sampled"]["tasks"]
+    }
+    missing = {task.task_id for task in split.tasks} - counts.keys()
+    if missing:
+        sys.exit(f"{len(missing)} tasks of {split.spec} were not evaluated, e.g. {min(missing)}")
+    samples, dtype, decides = asked[0]
     return {
-        "asked": {
-            "weights_sha256": results["model"]["weights_sha256"],
-            "tasks_sha256": results["tasks"]["sha256"],
-            **{name: settings[name] for name in ("protocol", "shown_tests", *SAMPLING)},
-        },
-        "samples": settings["samples"],
-        "dtype": results["environment"]["dtype"],
-        "counts": {
-            task["task_id"]: [task["passed"], task["n"] - task["harness"] - task["passed"]]
-            for task in results["sampled"]["tasks"]
-        },
+        "asked": {**decides, "tasks_sha256": split.sha256},
+        "samples": samples,
+        "dtype": dtype,
+        "counts": {task.task_id: counts[task.task_id] for task in split.tasks},
     }
 
 
+def _asked(results: dict[str, Any]) -> tuple[int, str, dict[str, Any]]:
+    """Samples a task, dtype and all else that decides what a probe finds, but for the tasks."""
+    settings = results["settings"]
+    decides = {name: settings[name] for name in ("protocol", "shown_tests", *SAMPLING)}
+    return (
+        settings["samples"],
+        results["environment"]["dtype"],
+        {"weights_sha256": results["model"]["weights_sha256"], **decides},
+    )
+
+
 if __name__ == "__main__":
-    found = json.loads((Path(sys.argv[1]) / "results.json").read_text(encoding="utf-8"))
+    found = [json.loads((Path(folder) / "results.json").read_text(encoding="utf-8")) for folder in sys.argv[1:]]
     probe = probe_of(found)
     write_atomically(SHIPPED, json.dumps(probe) + "\n")
     print(f"{SHIPPED}: {len(probe['counts'])} tasks")
