@@ -15,7 +15,7 @@ test: $(VENV)/.ready
 check: $(VENV)/.ready
 	$(BIN)/ruff check src tests scripts bench
 	$(BIN)/ruff format --check src tests scripts bench
-	$(BIN)/mypy src/greenloop
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # Ratios to the version in bench/BASELINE, measured in turn on this machine.

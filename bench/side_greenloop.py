@@ -19,7 +19,7 @@ from greenloop.learn.optimise import make_optimizer, make_scheduler
 from greenloop.learn.policy import Policy
 from greenloop.prompt import get_protocol
 from greenloop.recipe import OptimizerSection, RlooSection
-from greenloop.rollout import Submitted, submitted
+from greenloop.rollout import Submitted, Wanted, submitted
 from greenloop.sandbox import SandboxVerifier
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Outcome, Prompt
@@ -33,7 +33,7 @@ class Side:
         model, tokenizer, self.prompts = build(work)
         self.policy = Policy(model, temperature=1.0)
         stopper = Stopper(tokenizer, frozenset()) if work.equal else Stopper.of(unwrapped(model), tokenizer)
-        self.engine = Engine(self.policy.decoder, stopper)
+        self.engine = Engine(self.policy.decoder, stopper, rows=work.rows)
         section = OptimizerSection(learning_rate=work.learning_rate, warmup_steps=0)
         optimizer = make_optimizer(self.policy.parameters, section)
         self.improver = Improver(
@@ -70,15 +70,9 @@ class Side:
 
     def _sampled(self, prompts: list[Prompt], number: int) -> list[Submitted]:
         """All completions in order, each handed to the judge when it ended."""
-        sampled = submitted(
-            self.engine,
-            self.verifier,
-            self.protocol,
-            prompts,
-            samples=self.work.samples,
-            sampling=Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens),
-            seeds=[seed_for(number, index) for index in range(len(prompts))],
-        )
+        wanted = [Wanted(prompt, self.work.samples, seed_for(number, index)) for index, prompt in enumerate(prompts)]
+        sampling = Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens)
+        sampled = submitted(self.engine, self.verifier, self.protocol, wanted, sampling)
         return sorted(sampled, key=lambda one: (one.completion.group, one.completion.sample))
 
 

@@ -45,6 +45,8 @@ class Work:
     rank: int = 16
     trl_rows: int = 16
     """Completions that TRL takes in one forward and backward; the rest of a step is accumulated."""
+    rows: int = 0
+    """Completions that greenloop decodes at a time; 0: its default."""
     cache_dir: str = ""
     data_dir: str = ""
 

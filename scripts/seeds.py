@@ -1,9 +1,9 @@
-"""Train a recipe for several seeds and print the table of docs/results.md.
+"""Train a recipe for several seeds and print the tables of docs/results.md.
 
     python scripts/seeds.py --recipe starter --out runs/seeds 0 1 2
 
 Each seed is one `greenloop train` from nothing; `--mbpp` adds `greenloop eval` of base and adapter on MBPP validation
-(greedy; needs GREENLOOP_DATA_DIR or the hub). A run that is finished already is only read.
+(greedy; needs GREENLOOP_DATA_DIR or the hub). A run that is finished already is only read. `--set` goes to every run.
 """
 
 import argparse
@@ -14,7 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from greenloop.compare import compare_records, comparison_record
+from greenloop.results import estimate_of, percent
+
 GREENLOOP = [sys.executable, "-m", "greenloop"]
+MEASURES = {"passed": "pass@1", "ran": "programs that run", "passed_of_ran": "passes among those"}
 
 
 def run(*arguments: str) -> None:
@@ -25,37 +29,89 @@ def run(*arguments: str) -> None:
 
 def main() -> None:
     """Train, evaluate, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seeds", nargs="+", type=int)
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--mbpp", action="store_true", help="also MBPP validation, base and adapters")
+    parser.add_argument("--set", action="append", default=[], help="a recipe key, as for `greenloop train`")
     options = parser.parse_args()
-    for seed in options.seeds:
-        folder = options.out / f"seed-{seed}"
+    folders = {seed: options.out / f"seed-{seed}" for seed in options.seeds}
+    settings = [part for one in options.set for part in ("--set", one)]
+    for seed, folder in folders.items():
         if not (folder / "results.json").is_file():
-            run("train", options.recipe, "--set", f"seed={seed}", "--out", str(folder))
-        if options.mbpp and not (folder / "mbpp" / "results.json").is_file():
-            run("eval", str(folder), "--tasks", "mbpp:validation", "--max-new-tokens", "200", "--out", f"{folder}/mbpp")
-    if options.mbpp and not (options.out / "base-mbpp" / "results.json").is_file():
-        base = json.loads((options.out / f"seed-{options.seeds[0]}" / "environment.json").read_text())["model"]["spec"]
-        run("eval", base, "--tasks", "mbpp:validation", "--max-new-tokens", "200", "--out", f"{options.out}/base-mbpp")
-    print(json.dumps({seed: table_row(options.out / f"seed-{seed}") for seed in options.seeds}, indent=2))
-    gains = [table_row(options.out / f"seed-{seed}")["gain"] for seed in options.seeds]
-    print(f"median gain in sampled pass@1: {100 * statistics.median(gains):.1f} points over {len(gains)} seeds")
+            run("train", options.recipe, *settings, "--set", f"seed={seed}", "--out", str(folder))
+    print(starter_table(folders))
+    if options.mbpp:
+        print(mbpp_table(folders, options.out / "base-mbpp"))
 
 
-def table_row(folder: Path) -> dict[str, Any]:
-    """The numbers of one run."""
-    results = json.loads((folder / "results.json").read_text())
-    steps = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    difference = results["difference"]["sampled"]["pass_at_1"]
-    return {
-        "gain": difference["difference"],
-        "difference": results["difference"],
-        "train_minutes": sum(step["seconds"]["total"] for step in steps) / 60,
-        "completions": sum(sum(step["outcomes"].values()) for step in steps),
-    }
+def starter_table(folders: dict[int, Path]) -> str:
+    """Before and after on the held-out tasks, Markdown, and the median gain."""
+    lines = ["| | seed | before | after | paired difference |", "|---|---|---|---|---|"]
+    gains = []
+    results = {seed: read(folder) for seed, folder in folders.items()}
+    for mode in ("sampled", "greedy"):
+        for measure, name in MEASURES.items():
+            for seed, result in results.items():
+                before, after = (shown(result[when][mode], measure) for when in ("before", "after"))
+                difference = result["difference"][mode]
+                paired = {"passed": difference["pass_at_1"], "passed_of_ran": difference["among_ran"]}.get(measure)
+                lines.append(f"| {name}, {mode} | {seed} | {before} | {after} | {points(paired)} |")
+                if (mode, measure) == ("sampled", "passed"):
+                    gains.append(difference["pass_at_1"]["difference"])
+    lines += [
+        "",
+        f"Median gain in sampled pass@1 over {len(gains)} seeds: {100 * statistics.median(gains):+.1f} points.",
+        "",
+    ]
+    for seed, folder in folders.items():
+        steps = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+        minutes = sum(step["seconds"]["total"] for step in steps) / 60
+        before, after = (results[seed][when]["sampled"]["mean_tokens"] for when in ("before", "after"))
+        lines.append(
+            f"Seed {seed}: {len(steps)} steps in {minutes:.1f} minutes, {before:.0f} to {after:.0f} tokens each."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def mbpp_table(folders: dict[int, Path], base: Path) -> str:
+    """Base and adapters on MBPP validation, greedy, Markdown; evaluates what is missing."""
+    model = json.loads((next(iter(folders.values())) / "environment.json").read_text(encoding="utf-8"))["model"]["spec"]
+    places = {"base": (model, base), **{f"seed {seed}": (str(one), one / "mbpp") for seed, one in folders.items()}}
+    for spec, place in places.values():
+        if not (place / "results.json").is_file():
+            run("eval", spec, "--tasks", "mbpp:validation", "--max-new-tokens", "200", "--out", str(place))
+    records = {name: read(place) for name, (_, place) in places.items()}
+    lines = ["| | " + " | ".join(records) + " |", "|---" * (len(records) + 1) + "|"]
+    for measure in ("passed", "ran"):
+        lines.append(
+            f"| {MEASURES[measure]} | " + " | ".join(shown(r["greedy"], measure) for r in records.values()) + " |"
+        )
+    paired = [
+        comparison_record(compare_records(records["base"], one))["greedy"]["pass_at_1"] for one in records.values()
+    ]
+    lines.append("| paired difference in pass@1 | - | " + " | ".join(points(one) for one in paired[1:]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The folder's results."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def shown(summary: dict[str, Any], measure: str) -> str:
+    """One rate with its interval."""
+    return percent(estimate_of(summary["pass_at_k"]["1"] if measure == "passed" else summary[measure]))
+
+
+def points(difference: dict[str, Any] | None) -> str:
+    """A paired difference with its interval and p-value."""
+    if difference is None:
+        return "-"
+    value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {difference['p_value']:.2g}"
 
 
 if __name__ == "__main__":

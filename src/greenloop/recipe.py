@@ -133,9 +133,9 @@ class RewardSection(_Section):
     """All tests passed."""
     fraction: float = 0.0
     """Fraction of tests passed: pays for `return True`, use with care."""
-    ran: float = 0.1
+    ran: float = 0.0
     """The program's own code ran to its end without an exception."""
-    well_formed: float = 0.1
+    well_formed: float = 0.0
     """Exactly one closed Python fence that parses and defines the entry point."""
     clip: tuple[float, float] | None = None
     """Clamp of the weighted sum, before any KL."""

@@ -1,0 +1,77 @@
+"""What a stage has to compute and to read, counted from the sizes of the model: no measurement here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greenloop.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one stage."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """The roofline: the longer of computing and reading (Williams, Waterman & Patterson 2009)."""
+        return max(self.flops / flops_per_s, self.bytes / bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """A decoder's, with its adapter."""
+
+    layer_weights: int
+    """Of all layers together, adapter included."""
+    adapter_weights: int
+    head_weights: int
+    attention_width: int
+    """Query heads times head width, of all layers together."""
+    kv_width: int
+    """Keys and values of one token in all layers, elements."""
+    element_bytes: int
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> Sizes:
+        """Of this decoder."""
+        linears = [fused for layer in decoder.layers for fused in layer.linears]
+        adapter = sum(weight.numel() for fused in linears for weight in fused.adapter())
+        base = sum(fused.weight.shape[0] * fused.in_features for fused in linears)
+        depth, width = len(decoder.layers), decoder.head_width
+        return cls(
+            layer_weights=base + adapter,
+            adapter_weights=adapter,
+            head_weights=decoder.head.numel(),
+            attention_width=depth * decoder.heads * width,
+            kv_width=2 * depth * decoder.kv_heads * width,
+            element_bytes=decoder.head.element_size(),
+        )
+
+    def forward(self, tokens: int, scored: int, pairs: float) -> Cost:
+        """`tokens` through the layers, `scored` of them through the head, `pairs` of query and key attended."""
+        flops = 2 * tokens * self.layer_weights + 2 * scored * self.head_weights + 4 * pairs * self.attention_width
+        return Cost(flops, self.element_bytes * (self.layer_weights + self.head_weights + tokens * self.kv_width))
+
+    def decode_step(self, rows: int, groups: int, prompt: int, own: int) -> Cost:
+        """One token for each row, with `own` tokens before it and a prompt that its group shares."""
+        forward = self.forward(rows, rows, rows * (prompt + own))
+        return Cost(forward.flops, forward.bytes + self.element_bytes * self.kv_width * (groups * prompt + rows * own))
+
+    def update(self, tokens: int, scored: int, pairs: float) -> Cost:
+        """Forward and backward with frozen base weights.
+
+        Linear layers: the forward and the activations' gradient, and the adapter's own gradient. Head: the logits and
+        the slope. Attention: two products forward, five backward (the scores once more, then the gradients of values,
+        weights, queries and keys). The weights are read twice.
+        """
+        once = self.forward(tokens, scored, pairs)
+        attention = 4 * pairs * self.attention_width
+        flops = 2 * (once.flops - attention) + 3.5 * attention + 2 * tokens * self.adapter_weights
+        return Cost(flops, 2 * once.bytes)
+
+
+def group_pairs(prompt: int, samples: int, new_tokens: int) -> float:
+    """Query-key pairs of one packed group: the prompt causally, each completion over the prompt and causally itself."""
+    return prompt * prompt / 2 + samples * new_tokens * (prompt + new_tokens / 2)

@@ -1,0 +1,188 @@
+"""How near each stage is to what this machine can do.
+
+    GREENLOOP_DATA_DIR=... python -m bench.roofline
+
+Measures the machine (best matrix product of the model's own shapes, best reading of memory), counts what each stage has
+to compute and to read, and prints the share of that bound which the stage reaches: decoding over the rows in flight,
+prefill, the reference's forward, the update. Writes `roofline.json` and `roofline.md` to `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.counting import Cost, Sizes, group_pairs
+from bench.side_greenloop import Side
+from bench.versus_trl import machine
+from bench.work import Work
+from greenloop.decoder import Decoder
+from greenloop.decoder.kernels import packed, packed_linear
+from greenloop.engine.request import Request, Sampling
+from greenloop.learn.improve import TokenGroup
+from greenloop.places import cache_dir, data_dir
+from greenloop.sandbox import SandboxVerifier
+
+GROUP = 8
+NEW_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stage at one size."""
+
+    stage: str
+    size: str
+    seconds: float
+    bound_s: float
+    tokens_per_s: float
+
+    @property
+    def share(self) -> float:
+        """Of the bound that is reached."""
+        return self.bound_s / self.seconds
+
+
+def seconds_of(action: Callable[[], Any], repeats: int = 3) -> float:
+    """Median seconds, after one call to warm up."""
+    action()
+    return statistics.median(_timed(action) for _ in range(repeats))
+
+
+def _timed(action: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def machine_limits(decoder: Decoder) -> tuple[float, float]:
+    """The best FLOP/s of the model's own products at 2,048 rows, and the best bytes/s of reading 1 GiB."""
+    rates = []
+    for fused in decoder.layers[0].linears:
+        x = torch.randn(2048, fused.weight.shape[1], dtype=decoder.dtype, device=decoder.device)
+        laid_out = packed(fused.weight, 2048)
+        ways = [lambda x=x, w=fused.weight: torch.nn.functional.linear(x, w)]
+        if laid_out is not None:
+            ways.append(lambda x=x, w=laid_out: packed_linear(x, w))
+        rates += [2 * x.shape[0] * fused.weight.numel() / seconds_of(way, 9) for way in ways]
+    block = torch.ones(2**28, dtype=torch.float32, device=decoder.device)
+    return max(rates), block.numel() * 4 / seconds_of(block.sum, 9)
+
+
+def decoding(side: Side, rows: int) -> tuple[float, Cost, float]:
+    """Seconds of a step with `rows` in flight, what it has to do, and seconds of one prompt's prefill."""
+    groups = max(rows // GROUP, 1)
+    prompts = [side.prompts[index].token_ids for index in range(groups)]
+    requests = [Request(token_ids=ids, samples=rows // groups, seed=seed) for seed, ids in enumerate(prompts)]
+
+    def run(new_tokens: int) -> float:
+        sampling = Sampling(temperature=1.0, max_new_tokens=new_tokens)
+        return seconds_of(lambda: list(side.engine.generate(requests, sampling)))
+
+    first, whole = run(1), run(NEW_TOKENS + 1)
+    longest = max(map(len, prompts))
+    cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, longest, NEW_TOKENS // 2)
+    return (whole - first) / NEW_TOKENS, cost, first / groups
+
+
+def group_of(side: Side, new_tokens: int) -> TokenGroup:
+    """A packed group of fixed tokens."""
+    ids = side.prompts[0].token_ids
+    completions = tuple(tuple(100 + (7 * k + t) % 1000 for t in range(new_tokens)) for k in range(GROUP))
+    return TokenGroup(
+        prompt=ids,
+        completions=completions,
+        sampler_logprobs=tuple((0.0,) * new_tokens for _ in completions),
+        truncated=(False,) * GROUP,
+    )
+
+
+def measure(side: Side, rows: Sequence[int], new_tokens: int) -> tuple[list[Row], dict[str, float]]:
+    """All stages."""
+    sizes = Sizes.of(side.policy.decoder)
+    flops_per_s, bytes_per_s = machine_limits(side.policy.decoder)
+    table = []
+
+    def add(stage: str, size: str, seconds: float, cost: Cost, tokens: int) -> None:
+        row = Row(stage, size, seconds, cost.seconds(flops_per_s, bytes_per_s), tokens / seconds)
+        table.append(row)
+        print(f"{stage}, {size}: {seconds:.3f} s, {row.share:.0%} of the roofline", flush=True)
+
+    for count in rows:
+        seconds, cost, prefill_s = decoding(side, count)
+        add("decode step", f"{count} rows", seconds, cost, count)
+    prompt = len(side.prompts[0].token_ids)
+    add("prefill", f"{prompt} tokens", prefill_s, sizes.forward(prompt, 1, prompt * prompt / 2), prompt)
+    group = group_of(side, new_tokens)
+    trained = GROUP * new_tokens
+    pairs = group_pairs(prompt, GROUP, new_tokens)
+    packs = side.improver._packs(group, range(GROUP))
+    size = f"{GROUP} x {new_tokens} tokens behind {prompt}"
+    reference_s = seconds_of(lambda: side.policy.reference_logprobs(packs))
+    add("reference", size, reference_s, sizes.forward(prompt + trained, trained, pairs), trained)
+    rewards = torch.tensor([[float(k % 2) for k in range(GROUP)]])
+    update_s = seconds_of(lambda: side.improver.improve([group], rewards))
+    add("update", size, update_s, sizes.update(prompt + trained, trained, pairs), trained)
+    return table, {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
+
+
+def markdown(table: Sequence[Row], limits: dict[str, float]) -> str:
+    """For people."""
+    lines = [
+        f"Machine: {limits['flops_per_s'] / 1e9:.0f} GFLOP/s, {limits['bytes_per_s'] / 1e9:.0f} GB/s.",
+        "",
+        "| stage | size | measured | bound | share | tokens/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table:
+        times = f"{1e3 * row.seconds:.0f} ms | {1e3 * row.bound_s:.0f} ms"
+        lines.append(f"| {row.stage} | {row.size} | {times} | {row.share:.0%} | {row.tokens_per_s:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64, 128])
+    parser.add_argument(
+        "--new-tokens", type=int, default=100, help="of the completions of the reference and the update"
+    )
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tasks", default="mbpp:train")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    options = parser.parse_args()
+    work = Work(
+        prompts=1,
+        samples=GROUP,
+        beta=0.0,
+        model=options.model,
+        tasks=options.tasks,
+        dtype=options.dtype,
+        device=options.device,
+        cache_dir=str(cache_dir()),
+        data_dir=str(data_dir() or ""),
+    )
+    with SandboxVerifier() as verifier:
+        table, limits = measure(Side(work, verifier), options.rows, options.new_tokens)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"machine": {**machine(), **limits}, "rows": [{**asdict(row), "share": row.share} for row in table]}
+    (options.out / "roofline.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "roofline.md").write_text(markdown(table, limits))
+    print(markdown(table, limits))
+
+
+if __name__ == "__main__":
+    main()
