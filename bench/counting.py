@@ -49,12 +49,13 @@ class Sizes:
             element_bytes=decoder.head.element_size(),
         )
 
-    def forward(self, tokens: int, scored: int, pairs: float) -> Cost:
+    def forward(self, tokens: int, scored: int, pairs: float, *, adapted: bool = True) -> Cost:
         """`tokens` through the layers, `scored` of them through the head, `pairs` of query and key attended."""
-        flops = 2 * tokens * self.layer_weights + 2 * scored * self.head_weights + 4 * pairs * self.attention_width
-        return Cost(flops, self.element_bytes * (self.layer_weights + self.head_weights + tokens * self.kv_width))
+        weights = self.layer_weights if adapted else self.layer_weights - self.adapter_weights
+        flops = 2 * tokens * weights + 2 * scored * self.head_weights + 4 * pairs * self.attention_width
+        return Cost(flops, self.element_bytes * (weights + self.head_weights + tokens * self.kv_width))
 
-    def decode_step(self, rows: int, groups: int, prompt: int, own: int) -> Cost:
+    def decode_step(self, rows: int, groups: int, prompt: float, own: float) -> Cost:
         """One token for each row, with `own` tokens before it and a prompt that its group shares."""
         forward = self.forward(rows, rows, rows * (prompt + own))
         return Cost(forward.flops, forward.bytes + self.element_bytes * self.kv_width * (groups * prompt + rows * own))
@@ -73,5 +74,9 @@ class Sizes:
 
 
 def group_pairs(prompt: int, samples: int, new_tokens: int) -> float:
-    """Query-key pairs of one packed group: the prompt causally, each completion over the prompt and causally itself."""
-    return prompt * prompt / 2 + samples * new_tokens * (prompt + new_tokens / 2)
+    """Query-key pairs of one packed group: the prompt causally, each completion over the prompt and causally itself.
+
+    The last token of a completion is only a label.
+    """
+    inputs = new_tokens - 1
+    return prompt * (prompt + 1) / 2 + samples * inputs * (prompt + (inputs + 1) / 2)

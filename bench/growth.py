@@ -48,6 +48,9 @@ class Point:
     seconds: dict[str, float]
     """Median by stage."""
     peak_mb: float
+    """Of the process, on the host."""
+    loaded_mb: float
+    """The same before the first step: a peak no higher than this is the loading of the model."""
 
 
 def work_of(curve: str, size: int, common: Work) -> Work:
@@ -70,7 +73,8 @@ def point(curve: str, size: int, common: Work, steps: int) -> Point:
         stage: statistics.median(report["seconds"].get(stage, 0.0) for report in reports)
         for stage in (*STAGES, "total")
     }
-    return Point(curve, size, reports[0]["tokens"], seconds, max(report["peak_mb"] for report in reports))
+    peak_mb = max(report["peak_mb"] for report in reports)
+    return Point(curve, size, reports[0]["tokens"], seconds, peak_mb, side.about["peak_mb"])
 
 
 def markdown(points: Sequence[Point]) -> str:

@@ -26,8 +26,10 @@ from bench.versus_trl import machine
 from bench.work import Work
 from greenloop.decoder import Decoder
 from greenloop.decoder.kernels import packed, packed_linear
+from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.learn.improve import TokenGroup
+from greenloop.learn.packing import pack
 from greenloop.places import cache_dir, data_dir
 from greenloop.sandbox import SandboxVerifier
 
@@ -51,10 +53,11 @@ class Row:
         return self.bound_s / self.seconds
 
 
-def seconds_of(action: Callable[[], Any], repeats: int = 3) -> float:
-    """Median seconds, after one call to warm up."""
+def seconds_of(action: Callable[[], Any], repeats: int = 3, *, best: bool = False) -> float:
+    """Median (or least) seconds, after one call to warm up."""
     action()
-    return statistics.median(_timed(action) for _ in range(repeats))
+    times = [_timed(action) for _ in range(repeats)]
+    return min(times) if best else statistics.median(times)
 
 
 def _timed(action: Callable[[], Any]) -> float:
@@ -69,31 +72,33 @@ def _timed(action: Callable[[], Any]) -> float:
 def machine_limits(decoder: Decoder) -> tuple[float, float]:
     """The best FLOP/s of the model's own products at 2,048 rows, and the best bytes/s of reading 1 GiB."""
     rates = []
-    for fused in decoder.layers[0].linears:
-        x = torch.randn(2048, fused.weight.shape[1], dtype=decoder.dtype, device=decoder.device)
-        laid_out = packed(fused.weight, 2048)
-        ways = [lambda x=x, w=fused.weight: torch.nn.functional.linear(x, w)]
+    for weight in [decoder.head, *(fused.weight for fused in decoder.layers[0].linears)]:
+        x = torch.randn(2048, weight.shape[1], dtype=decoder.dtype, device=decoder.device)
+        laid_out = packed(weight, 2048)
+        ways = [lambda x=x, w=weight: torch.nn.functional.linear(x, w)]
         if laid_out is not None:
             ways.append(lambda x=x, w=laid_out: packed_linear(x, w))
-        rates += [2 * x.shape[0] * fused.weight.numel() / seconds_of(way, 9) for way in ways]
+        rates += [2 * x.shape[0] * weight.numel() / seconds_of(way, 9, best=True) for way in ways]
     block = torch.ones(2**28, dtype=torch.float32, device=decoder.device)
-    return max(rates), block.numel() * 4 / seconds_of(block.sum, 9)
+    return max(rates), block.numel() * 4 / seconds_of(block.sum, 9, best=True)
 
 
-def decoding(side: Side, rows: int) -> tuple[float, Cost, float]:
-    """Seconds of a step with `rows` in flight, what it has to do, and seconds of one prompt's prefill."""
-    groups = max(rows // GROUP, 1)
-    prompts = [side.prompts[index].token_ids for index in range(groups)]
-    requests = [Request(token_ids=ids, samples=rows // groups, seed=seed) for seed, ids in enumerate(prompts)]
+def generation(side: Side, groups: int, samples: int, new_tokens: int) -> float:
+    """Seconds for all completions of the first `groups` prompts."""
+    engine = Engine(side.policy.decoder, side.engine.stopper, rows=groups * samples)
+    prompts = [prompt.token_ids for prompt in side.prompts[:groups]]
+    requests = [Request(token_ids=ids, samples=samples, seed=seed) for seed, ids in enumerate(prompts)]
+    sampling = Sampling(temperature=1.0, max_new_tokens=new_tokens)
+    return seconds_of(lambda: list(engine.generate(requests, sampling)))
 
-    def run(new_tokens: int) -> float:
-        sampling = Sampling(temperature=1.0, max_new_tokens=new_tokens)
-        return seconds_of(lambda: list(side.engine.generate(requests, sampling)))
 
-    first, whole = run(1), run(NEW_TOKENS + 1)
-    longest = max(map(len, prompts))
-    cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, longest, NEW_TOKENS // 2)
-    return (whole - first) / NEW_TOKENS, cost, first / groups
+def decoding(side: Side, rows: int) -> tuple[float, Cost]:
+    """Seconds of a step with `rows` in flight, and what it has to do."""
+    groups = rows // GROUP
+    seconds = generation(side, groups, GROUP, NEW_TOKENS + 1) - generation(side, groups, GROUP, 1)
+    prompt = statistics.mean(len(prompt.token_ids) for prompt in side.prompts[:groups])
+    cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, prompt, (NEW_TOKENS + 1) / 2)
+    return seconds / NEW_TOKENS, cost
 
 
 def group_of(side: Side, new_tokens: int) -> TokenGroup:
@@ -120,20 +125,21 @@ def measure(side: Side, rows: Sequence[int], new_tokens: int) -> tuple[list[Row]
         print(f"{stage}, {size}: {seconds:.3f} s, {row.share:.0%} of the roofline", flush=True)
 
     for count in rows:
-        seconds, cost, prefill_s = decoding(side, count)
+        seconds, cost = decoding(side, count)
         add("decode step", f"{count} rows", seconds, cost, count)
     prompt = len(side.prompts[0].token_ids)
-    add("prefill", f"{prompt} tokens", prefill_s, sizes.forward(prompt, 1, prompt * prompt / 2), prompt)
+    prompt_pairs = prompt * (prompt + 1) / 2
+    add("prefill", f"{prompt} tokens", generation(side, 1, 1, 1), sizes.forward(prompt, 1, prompt_pairs), prompt)
     group = group_of(side, new_tokens)
-    trained = GROUP * new_tokens
+    inputs, trained = prompt + GROUP * (new_tokens - 1), GROUP * new_tokens
     pairs = group_pairs(prompt, GROUP, new_tokens)
-    packs = side.improver._packs(group, range(GROUP))
+    packs = [pack(group.prompt, group.completions, range(GROUP))]
     size = f"{GROUP} x {new_tokens} tokens behind {prompt}"
     reference_s = seconds_of(lambda: side.policy.reference_logprobs(packs))
-    add("reference", size, reference_s, sizes.forward(prompt + trained, trained, pairs), trained)
+    add("reference", size, reference_s, sizes.forward(inputs, trained, pairs, adapted=False), trained)
     rewards = torch.tensor([[float(k % 2) for k in range(GROUP)]])
     update_s = seconds_of(lambda: side.improver.improve([group], rewards))
-    add("update", size, update_s, sizes.update(prompt + trained, trained, pairs), trained)
+    add("update", size, update_s, sizes.update(inputs, trained, pairs), trained)
     return table, {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
 
 
@@ -164,6 +170,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
+    if any(rows < GROUP or rows % GROUP for rows in options.rows):
+        parser.error(f"--rows: {options.rows}; take multiples of {GROUP}, the size of a group")
     work = Work(
         prompts=1,
         samples=GROUP,

@@ -12,7 +12,7 @@ import argparse
 import json
 import platform
 import statistics
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,13 @@ def compare(work: Work, steps: int) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Where this was measured."""
-    versions = {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
-    return {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform(), **versions}
+    about: dict[str, Any] = {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform()}
+    for name in ("torch", "transformers", "peft", "trl"):
+        try:
+            about[name] = version(name)
+        except PackageNotFoundError:
+            about[name] = None
+    return about
 
 
 def summary(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

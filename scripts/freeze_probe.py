@@ -18,6 +18,7 @@ import greenloop
 from greenloop.files import write_atomically
 from greenloop.known_probe import SAMPLING
 from greenloop.tasks import load_tasks
+from greenloop.types import TaskSet
 
 SHIPPED = Path(greenloop.__file__).parent / "recipes" / "starter.probe.json"
 
@@ -32,14 +33,15 @@ def probe_of(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     if any(one != asked[0] for one in asked):
         sys.exit("the evaluations differ in weights, dtype, samples, protocol or sampling")
     split = load_tasks("starter:train")
-    counts = {
-        task["task_id"]: [task["passed"], task["n"] - task["harness"] - task["passed"]]
-        for results in evaluations
-        for task in results["sampled"]["tasks"]
-    }
+    counts: dict[str, list[int]] = {}
+    for results in evaluations:
+        unchanged = _unchanged(results, split)
+        for task in results["sampled"]["tasks"]:
+            if task["task_id"] in unchanged:
+                counts[task["task_id"]] = [task["passed"], task["n"] - task["harness"] - task["passed"]]
     missing = {task.task_id for task in split.tasks} - counts.keys()
     if missing:
-        sys.exit(f"{len(missing)} tasks of {split.spec} were not evaluated, e.g. {min(missing)}")
+        sys.exit(f"{len(missing)} tasks of {split.spec} were not evaluated as they are now, e.g. {min(missing)}")
     samples, dtype, decides = asked[0]
     return {
         "asked": {**decides, "tasks_sha256": split.sha256},
@@ -47,6 +49,14 @@ def probe_of(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
         "dtype": dtype,
         "counts": {task.task_id: counts[task.task_id] for task in split.tasks},
     }
+
+
+def _unchanged(results: dict[str, Any], split: TaskSet) -> set[str]:
+    """Ids of the tasks of the split that the evaluation saw as they are now."""
+    evaluated = load_tasks(results["tasks"]["spec"])
+    if evaluated.sha256 != results["tasks"]["sha256"]:
+        sys.exit(f"{evaluated.spec} is not what was evaluated: its content changed since")
+    return {task.task_id for task in set(split.tasks) & set(evaluated.tasks)}
 
 
 def _asked(results: dict[str, Any]) -> tuple[int, str, dict[str, Any]]:

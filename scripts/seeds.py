@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from greenloop.compare import compare_records, comparison_record
-from greenloop.results import estimate_of, percent
+from greenloop.results import estimate_of, percent, read_record
+from greenloop.run_folder import read_journal
 
 GREENLOOP = [sys.executable, "-m", "greenloop"]
 MEASURES = {"passed": "pass@1", "ran": "programs that run", "passed_of_ran": "passes among those"}
@@ -41,17 +42,18 @@ def main() -> None:
     for seed, folder in folders.items():
         if not (folder / "results.json").is_file():
             run("train", options.recipe, *settings, "--set", f"seed={seed}", "--out", str(folder))
-    print(starter_table(folders))
+    print(held_out_table(folders))
     if options.mbpp:
         print(mbpp_table(folders, options.out / "base-mbpp"))
 
 
-def starter_table(folders: dict[int, Path]) -> str:
-    """Before and after on the held-out tasks, Markdown, and the median gain."""
+def held_out_table(folders: dict[int, Path]) -> str:
+    """Before and after on the recipe's held-out tasks, Markdown, and the median gain."""
     lines = ["| | seed | before | after | paired difference |", "|---|---|---|---|---|"]
     gains = []
-    results = {seed: read(folder) for seed, folder in folders.items()}
-    for mode in ("sampled", "greedy"):
+    results = {seed: read_record(folder) for seed, folder in folders.items()}
+    modes = [mode for mode in ("sampled", "greedy") if next(iter(results.values()))["before"][mode]]
+    for mode in modes:
         for measure, name in MEASURES.items():
             for seed, result in results.items():
                 before, after = (shown(result[when][mode], measure) for when in ("before", "after"))
@@ -66,9 +68,9 @@ def starter_table(folders: dict[int, Path]) -> str:
         "",
     ]
     for seed, folder in folders.items():
-        steps = [json.loads(line) for line in (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+        steps = read_journal(folder / "journal.jsonl")
         minutes = sum(step["seconds"]["total"] for step in steps) / 60
-        before, after = (results[seed][when]["sampled"]["mean_tokens"] for when in ("before", "after"))
+        before, after = (results[seed][when][modes[0]]["mean_tokens"] for when in ("before", "after"))
         lines.append(
             f"Seed {seed}: {len(steps)} steps in {minutes:.1f} minutes, {before:.0f} to {after:.0f} tokens each."
         )
@@ -82,28 +84,22 @@ def mbpp_table(folders: dict[int, Path], base: Path) -> str:
     for spec, place in places.values():
         if not (place / "results.json").is_file():
             run("eval", spec, "--tasks", "mbpp:validation", "--max-new-tokens", "200", "--out", str(place))
-    records = {name: read(place) for name, (_, place) in places.items()}
+    records = {name: read_record(place) for name, (_, place) in places.items()}
     lines = ["| | " + " | ".join(records) + " |", "|---" * (len(records) + 1) + "|"]
     for measure in ("passed", "ran"):
         lines.append(
             f"| {MEASURES[measure]} | " + " | ".join(shown(r["greedy"], measure) for r in records.values()) + " |"
         )
-    paired = [
-        comparison_record(compare_records(records["base"], one))["greedy"]["pass_at_1"] for one in records.values()
-    ]
-    lines.append("| paired difference in pass@1 | - | " + " | ".join(points(one) for one in paired[1:]) + " |")
+    base_record, *adapters = records.values()
+    paired = [comparison_record(compare_records(base_record, one))["greedy"]["pass_at_1"] for one in adapters]
+    lines.append("| paired difference in pass@1 | - | " + " | ".join(points(one) for one in paired) + " |")
     return "\n".join(lines) + "\n"
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The folder's results."""
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    return results
 
 
 def shown(summary: dict[str, Any], measure: str) -> str:
     """One rate with its interval."""
-    return percent(estimate_of(summary["pass_at_k"]["1"] if measure == "passed" else summary[measure]))
+    rate = summary["pass_at_k"]["1"] if measure == "passed" else summary[measure]
+    return "-" if rate is None else percent(estimate_of(rate))
 
 
 def points(difference: dict[str, Any] | None) -> str:

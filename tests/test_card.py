@@ -27,6 +27,7 @@ RECIPE = Recipe(
     seed=7,
     sampling={"max_new_tokens": 24, "temperature": 0.9},
     lora={"rank": 4, "alpha": 8},
+    reward={"ran": 0.1, "well_formed": 0.1},
 )
 STARTER = {"spec": "starter:train", "sha256": "cd" * 32, "source": "the package", "hub_id": "", "licence": "Apache-2.0"}
 MBPP = {

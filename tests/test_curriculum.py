@@ -33,6 +33,18 @@ def test_the_prior_is_the_likeliest_one_of_the_grid():
     assert a + b == pytest.approx(2, rel=0.2)
 
 
+def test_one_sample_a_task_leaves_the_strength_of_the_prior_at_one():
+    counts = {str(n): (int(n < 8), int(n >= 8)) for n in range(374)}
+    a, b = fitted_prior(counts)
+    assert (a / (a + b), a + b) == pytest.approx((0.02, 1.0))
+
+
+def test_small_weights_are_still_drawn_in_proportion():
+    deck = Deck(TASKS, seed=1)
+    drawn = Counter(deck.favour(step, 1, dict.fromkeys("abcd", 1e-5))[0].task_id for step in range(2000))
+    assert min(drawn[name] for name in "abcd") > 400
+
+
 def test_on_a_hard_set_a_task_that_never_passed_is_drawn_less_often():
     never = {f"never-{n}": (0, 4) for n in range(40)}
     hard = Experience.of_probe({**never, "mixed": (1, 3)}).weights(8)

@@ -67,20 +67,31 @@ def test_samples_do_not_depend_on_the_other_prompts(tiny_model):
     assert tokens(alone) == {(0, k): tokens(together)[2, k] for k in range(5)}
 
 
-@pytest.mark.parametrize("engine", [Engine, TransformersEngine])
-@pytest.mark.parametrize("rows", [1, 4, 64])
-def test_greedy_answers_and_samples_of_one_prompt_in_one_call(tiny_model, engine: type, rows: int):
+@pytest.mark.parametrize("rows", [1, 4, 64, 0], ids=lambda rows: f"{rows} rows" if rows else "transformers")
+def test_greedy_answers_and_samples_of_one_prompt_in_one_call(tiny_model, rows: int):
     stopper = Stopper(ByteText(), ENDS)
+    warm = replace(WARM, temperature=0.7, top_k=40)
     greedy = [replace(request, samples=1, greedy=True) for request in requests()]
-    both = [one for pair in zip(greedy, requests(), strict=True) for one in pair]
-    made = Engine(Decoder(tiny_model), stopper, rows=rows) if engine is Engine else engine(tiny_model, stopper)
-    together = tokens(completions(made, both))
-    cold = tokens(completions(made, requests(1), replace(WARM, temperature=0)))
-    warm = tokens(completions(made, requests()))
-    assert together == {
-        **{(2 * group, k): found for (group, k), found in cold.items()},
-        **{(2 * group + 1, k): found for (group, k), found in warm.items()},
+    # All greedy requests first: a prompt's two requests do not stand beside each other.
+    both = [*greedy, *requests()]
+    made = Engine(Decoder(tiny_model), stopper, rows=rows) if rows else TransformersEngine(tiny_model, stopper)
+    together = completions(made, both, warm)
+    alone = {
+        **completions(made, requests(1), replace(warm, temperature=0)),
+        **{(len(greedy) + group, k): one for (group, k), one in completions(made, requests(), warm).items()},
     }
+    assert tokens(together) == tokens(alone)
+    for key, completion in alone.items():
+        assert together[key].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+
+
+def test_requests_of_one_prompt_far_apart_need_no_further_slot(tiny_model):
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=1)
+    first, second = requests(2)[:2]
+    apart = completions(engine, [first, second, replace(first, seed=9, stop=("e",)), replace(second, samples=0)])
+    assert sorted(apart) == [(group, k) for group in range(3) for k in range(2)]
+    alone = completions(engine, [replace(first, seed=9, stop=("e",))])
+    assert [tokens(apart)[2, k] for k in range(2)] == [tokens(alone)[0, k] for k in range(2)]
 
 
 def test_a_prompt_that_several_requests_have_is_computed_once(tiny_model, monkeypatch):
@@ -105,6 +116,7 @@ def test_rows_follow_the_memory_that_they_need(tiny_model):
     assert KVCache.bytes_per_token(decoder) == one
     long = Sampling(max_new_tokens=CACHE_BYTES // one // 10)
     assert affordable_rows(decoder, requests(), long) == 9
+    assert affordable_rows(decoder, [*requests(), *requests()], long) == 9
     assert affordable_rows(decoder, requests(), WARM) == MOST_ROWS
     assert affordable_rows(decoder, requests(), Sampling(max_new_tokens=CACHE_BYTES)) == 1
 

@@ -47,7 +47,13 @@ def fitted_prior(counts: Counts) -> Prior:
             count * (_log_beta(a + passed, b + failed) - _log_beta(a, b)) for (passed, failed), count in pairs.items()
         )
 
-    return max(((mean * total, (1 - mean) * total) for mean in _MEANS for total in _STRENGTHS), key=likelihood)
+    # One sample a task says nothing of the strength: ties go to a + b = 1.
+    grid = [(mean * total, (1 - mean) * total) for total in sorted(_STRENGTHS, key=_doublings) for mean in _MEANS]
+    return max(grid, key=lambda prior: round(likelihood(prior), 9))
+
+
+def _doublings(total: float) -> float:
+    return abs(math.log2(total))
 
 
 def _log_beta(a: float, b: float) -> float:

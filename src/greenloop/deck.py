@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +55,7 @@ class Deck:
 
 
 def _weighted(draws: random.Random, tasks: Sequence[Task], count: int, weights: Mapping[str, float]) -> list[Task]:
-    """Without replacement: the largest of u^(1/w) (Efraimidis & Spirakis 2006, algorithm A)."""
-    keys = [draws.random() ** (1 / weights[task.task_id]) for task in tasks]
+    """Without replacement: the largest of u^(1/w), as logarithms (Efraimidis & Spirakis 2006, algorithm A)."""
+    keys = [math.log(draws.random() or sys.float_info.min) / weights[task.task_id] for task in tasks]
     order = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)
     return [tasks[place] for place in order[:count]]

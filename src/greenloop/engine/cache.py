@@ -1,7 +1,7 @@
 """Keys and values of the rows in flight: one copy a prompt, one strip a completion.
 
-A row is one completion being decoded; a slot is one prompt with rows in flight. Active rows and slots are always the
-first ones (the last moves into a gap), so every product reads a plain slice. Knows no tokens and no sampling.
+A row is one completion being decoded; a slot is one prompt that has rows in flight. Active rows and slots are always
+the first ones (the last moves into a gap), so every product reads a plain slice. Knows no tokens and no sampling.
 """
 
 from __future__ import annotations

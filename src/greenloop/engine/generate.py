@@ -73,12 +73,14 @@ class Engine:
 
 
 def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling) -> int:
-    """How many completions may be in flight within `CACHE_BYTES`, each with its strip and its share of the prompts."""
-    of_token = KVCache.bytes_per_token(decoder)
-    prompt = max(len(request.token_ids) for request in requests)
-    siblings = max(min(_completions_of(requests).values()), 1)
-    row = of_token * (sampling.max_new_tokens + prompt / siblings)
-    return max(1, min(MOST_ROWS, int(CACHE_BYTES / row)))
+    """How many completions may be in flight within `CACHE_BYTES`: a strip each, and the prompts that they may have."""
+    wanted = _completions_of(requests)
+    tokens = CACHE_BYTES // KVCache.bytes_per_token(decoder)
+    longest = max(map(len, wanted))
+    # With fewer rows than prompts each row may have a prompt of its own.
+    own_prompts = tokens // (sampling.max_new_tokens + longest)
+    shared = (tokens - len(wanted) * longest) // sampling.max_new_tokens
+    return max(1, min(MOST_ROWS, max(own_prompts, shared)))
 
 
 def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
@@ -96,13 +98,16 @@ class _Batch:
         self, decoder: Decoder, stopper: Stopper, requests: Sequence[Request], sampling: Sampling, rows: int
     ) -> None:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
-        self.waiting = deque((group, k) for group, request in enumerate(requests) for k in range(request.samples))
         self.unfinished = _completions_of(requests)
+        # Requests of one prompt follow each other, so that no prompt holds a slot without a row.
+        place = {token_ids: place for place, token_ids in enumerate(self.unfinished)}
+        order = sorted(range(len(requests)), key=lambda group: place[requests[group].token_ids])
+        self.waiting = deque((group, k) for group in order for k in range(requests[group].samples))
         self.capacity = min(rows, len(self.waiting))
         self.cache = KVCache(
             decoder,
             rows=self.capacity,
-            slots=min(self.capacity, len(requests)),
+            slots=min(self.capacity, len(self.unfinished)),
             prompt_tokens=max(len(request.token_ids) for request in requests),
             new_tokens=sampling.max_new_tokens,
         )

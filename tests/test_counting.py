@@ -1,0 +1,38 @@
+"""What bench/ counts, against torch's own count of the operations."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import with_adapter
+from greenloop.learn.packing import pack
+from greenloop.learn.policy import Policy
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.counting import Sizes, group_pairs
+
+PROMPT, SAMPLES, NEW_TOKENS = 24, 3, 9
+
+
+def test_a_groups_pairs_are_those_of_the_tree_mask():
+    seen = sum(range(1, PROMPT + 1)) + SAMPLES * sum(PROMPT + t for t in range(1, NEW_TOKENS))
+    assert group_pairs(PROMPT, SAMPLES, NEW_TOKENS) == seen
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_flops_are_those_that_torch_counts(tiny_model, update: bool):
+    policy = Policy(with_adapter(tiny_model), 1.0)
+    packs = [pack(tuple(range(PROMPT)), [tuple(range(NEW_TOKENS))] * SAMPLES, range(SAMPLES))]
+    inputs, scored = PROMPT + SAMPLES * (NEW_TOKENS - 1), SAMPLES * NEW_TOKENS
+    # Torch counts dense products: every query sees every key of its part.
+    dense = PROMPT * PROMPT + SAMPLES * (NEW_TOKENS - 1) * (PROMPT + NEW_TOKENS - 1)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(update):
+        logprobs = policy.logprobs(packs)[0].logprobs
+        if update:
+            logprobs.sum().backward()
+    sizes = Sizes.of(policy.decoder)
+    counted = (sizes.update if update else sizes.forward)(inputs, scored, dense).flops
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.12)
