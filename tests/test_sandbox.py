@@ -461,6 +461,9 @@ def test_closing_kills_what_runs_and_gives_up_what_waits() -> None:
 
 
 TRAINER = """
+import signal
+# A shell starts what it puts in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.types import Task
 task = Task(task_id="t", statement="", entry_point="f", tests=("f(1)",))
