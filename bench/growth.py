@@ -77,17 +77,26 @@ def point(curve: str, size: int, common: Work, steps: int) -> Point:
     return Point(curve, size, reports[0]["tokens"], seconds, peak_mb, side.about["peak_mb"])
 
 
+def by_curve(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each curve that was measured."""
+    found = {curve: [one for one in points if one.curve == curve] for curve in CURVES}
+    return {curve: chosen for curve, chosen in found.items() if chosen}
+
+
 def markdown(points: Sequence[Point]) -> str:
     """One table a curve."""
     lines = []
-    for curve, name in NAMES.items():
-        lines += [f"Over {name}:", "", "| | generation | reference | update | step | ms a token | peak memory |"]
+    for curve, chosen in by_curve(points).items():
+        lines += [
+            f"Over {NAMES[curve]}:",
+            "",
+            "| | generation | reference | update | step | ms a token | peak memory |",
+        ]
         lines += ["|---|---|---|---|---|---|---|"]
-        for one in points:
-            if one.curve == curve:
-                times = " | ".join(f"{one.seconds[stage]:.1f} s" for stage in (*STAGES, "total"))
-                each = 1e3 * one.seconds["total"] / one.tokens
-                lines.append(f"| {one.size} | {times} | {each:.1f} | {one.peak_mb / 1024:.2f} GB |")
+        for one in chosen:
+            times = " | ".join(f"{one.seconds[stage]:.1f} s" for stage in (*STAGES, "total"))
+            each = 1e3 * one.seconds["total"] / one.tokens
+            lines.append(f"| {one.size} | {times} | {each:.1f} | {one.peak_mb / 1024:.2f} GB |")
         lines.append("")
     return "\n".join(lines)
 
@@ -99,14 +108,14 @@ def plot(points: Sequence[Point], path: Path) -> None:
     except ImportError:
         print("no plot: matplotlib is missing (pip install '.[bench]')")
         return
-    figure, axes = pyplot.subplots(2, len(NAMES), figsize=(16, 6), squeeze=False)
-    for column, (curve, name) in enumerate(NAMES.items()):
-        chosen = [one for one in points if one.curve == curve]
+    curves = by_curve(points)
+    figure, axes = pyplot.subplots(2, len(curves), figsize=(4 * len(curves), 6), squeeze=False)
+    for column, (curve, chosen) in enumerate(curves.items()):
         sizes = [one.size for one in chosen]
         for stage in STAGES:
             axes[0][column].plot(sizes, [1e3 * one.seconds[stage] / one.tokens for one in chosen], "o-", label=stage)
         axes[1][column].plot(sizes, [one.peak_mb / 1024 for one in chosen], "o-", color="black")
-        what, _, fixed = name.partition(", ")
+        what, _, fixed = NAMES[curve].partition(", ")
         for row, label in enumerate(("ms a completion token", "peak memory, GB")):
             axes[row][column].set(xscale="log", xlabel=what, ylabel=label, ylim=(0, None))
             axes[row][column].set_xticks(sizes, [str(size) for size in sizes])
