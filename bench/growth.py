@@ -9,32 +9,39 @@ installed (the extra `bench`), `growth.png` to `--out`.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from bench.command import machine, parser_of, save, work_of
 from bench.side import SideProcess
-from bench.versus_trl import machine
 from bench.work import Work
-from greenloop.places import cache_dir, data_dir
 
-CURVES: dict[str, list[int]] = {
-    "samples": [4, 8, 16, 32],
-    "prompts": [4, 8, 16, 32, 64],
-    "max_new_tokens": [64, 128, 256, 512, 1024],
-    "rows": [8, 16, 32, 64, 128],
-}
-NAMES = {
-    "samples": "K, with 4 prompts of 64 new tokens",
-    "prompts": "prompts, with K = 4 and 64 new tokens",
-    "max_new_tokens": "new tokens, with 2 prompts and K = 4",
-    "rows": "rows in flight, with 16 prompts, K = 8 and 64 new tokens",
-}
 STAGES = ("generation", "reference", "update")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One size grows, the others stay."""
+
+    what: str
+    sizes: Sequence[int]
+    fixed: Mapping[str, int]
+    """Sizes of the work."""
+
+    @property
+    def beside(self) -> str:
+        """The fixed sizes for people."""
+        return ", ".join(f"{name} = {size}" for name, size in self.fixed.items())
+
+
+CURVES = {
+    "samples": Curve("K", [4, 8, 16, 32], {"prompts": 4, "max_new_tokens": 64}),
+    "prompts": Curve("prompts", [4, 8, 16, 32, 64], {"samples": 4, "max_new_tokens": 64}),
+    "max_new_tokens": Curve("new tokens", [64, 128, 256, 512, 1024], {"prompts": 2, "samples": 4}),
+    "rows": Curve("rows in flight", [8, 16, 32, 64, 128], {"prompts": 16, "samples": 8, "max_new_tokens": 64}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +60,9 @@ class Point:
     """The same before the first step: a peak no higher than this is the loading of the model."""
 
 
-def work_of(curve: str, size: int, common: Work) -> Work:
-    """The work of one point."""
-    if curve == "max_new_tokens":
-        return replace(common, prompts=2, max_new_tokens=size)
-    if curve == "rows":
-        return replace(common, prompts=16, samples=8, rows=size)
-    return Work(**{**asdict(common), curve: size})
-
-
-def point(curve: str, size: int, common: Work, steps: int) -> Point:
+def point(curve: str, size: int, work: Work, steps: int) -> Point:
     """Measured in a process of its own."""
-    side = SideProcess("bench.side_greenloop", work_of(curve, size, common).to_json())
+    side = SideProcess("bench.side_greenloop", work.to_json())
     try:
         reports = [side.step() for _ in range(steps + 1)][1:]
     finally:
@@ -88,7 +86,7 @@ def markdown(points: Sequence[Point]) -> str:
     lines = []
     for curve, chosen in by_curve(points).items():
         lines += [
-            f"Over {NAMES[curve]}:",
+            f"Over {CURVES[curve].what}, with {CURVES[curve].beside}:",
             "",
             "| | generation | reference | update | step | ms a token | peak memory |",
         ]
@@ -115,12 +113,11 @@ def plot(points: Sequence[Point], path: Path) -> None:
         for stage in STAGES:
             axes[0][column].plot(sizes, [1e3 * one.seconds[stage] / one.tokens for one in chosen], "o-", label=stage)
         axes[1][column].plot(sizes, [one.peak_mb / 1024 for one in chosen], "o-", color="black")
-        what, _, fixed = NAMES[curve].partition(", ")
         for row, label in enumerate(("ms a completion token", "peak memory, GB")):
-            axes[row][column].set(xscale="log", xlabel=what, ylabel=label, ylim=(0, None))
+            axes[row][column].set(xscale="log", xlabel=CURVES[curve].what, ylabel=label, ylim=(0, None))
             axes[row][column].set_xticks(sizes, [str(size) for size in sizes])
             axes[row][column].minorticks_off()
-        axes[0][column].set_title(fixed, fontsize=10)
+        axes[0][column].set_title(CURVES[curve].beside, fontsize=10)
     axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
@@ -128,37 +125,21 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--curve", action="append", choices=CURVES, help="repeat for more; default all")
     parser.add_argument("--most", type=int, default=0, help="leave out sizes above this")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tasks", default="mbpp:train")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
-    common = Work(
-        prompts=4,
-        samples=4,
-        max_new_tokens=64,
-        model=options.model,
-        tasks=options.tasks,
-        dtype=options.dtype,
-        device=options.device,
-        cache_dir=str(cache_dir()),
-        data_dir=str(data_dir() or ""),
-    )
-    options.out.mkdir(parents=True, exist_ok=True)
     points: list[Point] = []
-    for curve in options.curve or CURVES:
-        for size in CURVES[curve]:
+    for name in options.curve or CURVES:
+        curve = CURVES[name]
+        for size in curve.sizes:
             if not options.most or size <= options.most:
-                points.append(point(curve, size, common, options.steps))
-                print(f"{curve} {size}: {points[-1].seconds['total']:.1f} s a step", flush=True)
-                record: dict[str, Any] = {"machine": machine(), "points": [asdict(one) for one in points]}
-                (options.out / "growth.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "growth.md").write_text(markdown(points))
+                work = work_of(options, **curve.fixed, **{name: size})
+                points.append(point(name, size, work, options.steps))
+                print(f"{name} {size}: {points[-1].seconds['total']:.1f} s a step", flush=True)
+                record = {"machine": machine(), "points": [asdict(one) for one in points]}
+                save(options.out, "growth", record, markdown(points))
     plot(points, options.out / "growth.png")
     print(markdown(points))
 

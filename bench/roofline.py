@@ -9,28 +9,23 @@ prefill, the reference's forward, the update. Writes `roofline.json` and `roofli
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.command import machine, parser_of, save, work_of
 from bench.counting import Cost, Sizes, group_pairs
 from bench.side_greenloop import Side
-from bench.versus_trl import machine
-from bench.work import Work
 from greenloop.decoder import Decoder
 from greenloop.decoder.kernels import packed, packed_linear
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.learn.improve import TokenGroup
 from greenloop.learn.packing import pack
-from greenloop.places import cache_dir, data_dir
 from greenloop.sandbox import SandboxVerifier
 
 GROUP = 8
@@ -159,36 +154,19 @@ def markdown(table: Sequence[Row], limits: dict[str, float]) -> str:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     parser.add_argument(
         "--new-tokens", type=int, default=100, help="of the completions of the reference and the update"
     )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tasks", default="mbpp:train")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     if any(rows < GROUP or rows % GROUP for rows in options.rows):
         parser.error(f"--rows: {options.rows}; take multiples of {GROUP}, the size of a group")
-    work = Work(
-        prompts=1,
-        samples=GROUP,
-        beta=0.0,
-        model=options.model,
-        tasks=options.tasks,
-        dtype=options.dtype,
-        device=options.device,
-        cache_dir=str(cache_dir()),
-        data_dir=str(data_dir() or ""),
-    )
+    work = work_of(options, prompts=1, samples=GROUP, beta=0.0)
     with SandboxVerifier() as verifier:
         table, limits = measure(Side(work, verifier), options.rows, options.new_tokens)
-    options.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": {**machine(), **limits}, "rows": [{**asdict(row), "share": row.share} for row in table]}
-    (options.out / "roofline.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "roofline.md").write_text(markdown(table, limits))
+    save(options.out, "roofline", record, markdown(table, limits))
     print(markdown(table, limits))
 
 

@@ -8,18 +8,13 @@ writes it, with every number behind it, to `--out`. Needs the development requir
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import statistics
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from bench.command import machine, parser_of, save, work_of
 from bench.side import SideProcess
 from bench.work import Work
-from greenloop import tuning
-from greenloop.places import cache_dir, data_dir
 
 SIDES = ("greenloop", "trl")
 STAGES = ("generation", "verification", "old", "reference", "update", "total")
@@ -48,17 +43,6 @@ def compare(work: Work, steps: int) -> dict[str, Any]:
     measured = {name: reports[name][1:] for name in SIDES}
     about = {name: side.about for name, side in zip(SIDES, sides, strict=True)}
     return {"work": json.loads(work.to_json()), "sides": about, "steps": measured, "summary": summary(measured)}
-
-
-def machine() -> dict[str, Any]:
-    """Where this was measured."""
-    about: dict[str, Any] = {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform()}
-    for name in ("torch", "transformers", "peft", "trl"):
-        try:
-            about[name] = version(name)
-        except PackageNotFoundError:
-            about[name] = None
-    return about
 
 
 def summary(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -100,7 +84,7 @@ def spread(seconds: dict[str, float]) -> str:
 
 def main() -> None:
     """All comparisons that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--size", action="append", help="prompts x samples, e.g. 4x4; repeat for more")
     parser.add_argument("--beta", action="append", type=float, help="repeat for more")
     parser.add_argument("--mode", action="append", choices=("equal", "natural"), help="repeat for more")
@@ -109,36 +93,24 @@ def main() -> None:
     parser.add_argument(
         "--trl-rows", type=int, default=16, help="TRL's per_device_train_batch_size; less takes less memory"
     )
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--tasks", default="mbpp:train")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
     options = parser.parse_args()
     results = []
     for size in options.size or ["4x4", "8x8"]:
         prompts, samples = map(int, size.split("x"))
         for mode in options.mode or ["equal"]:
             for beta in options.beta or [0.05]:
-                work = Work(
+                work = work_of(
+                    options,
                     prompts=prompts,
                     samples=samples,
                     max_new_tokens=options.max_new_tokens,
                     beta=beta,
                     mode=mode,
-                    model=options.model,
                     trl_rows=options.trl_rows,
-                    tasks=options.tasks,
-                    dtype=options.dtype,
-                    device=options.device,
-                    cache_dir=str(cache_dir()),
-                    data_dir=str(data_dir() or ""),
                 )
                 results.append(compare(work, options.steps))
-                options.out.mkdir(parents=True, exist_ok=True)
                 record = {"machine": machine(), "results": results}
-                (options.out / "versus_trl.json").write_text(json.dumps(record, indent=1) + "\n")
-                (options.out / "versus_trl.md").write_text(markdown(results))
+                save(options.out, "versus_trl", record, markdown(results))
     print(markdown(results))
 
 

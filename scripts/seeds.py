@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from greenloop.compare import compare_records, comparison_record
+from greenloop.compare import ModeComparison, compare_records, points
 from greenloop.results import estimate_of, percent, read_record
 from greenloop.run_folder import read_journal
+from greenloop.summary import Mode
 
 GREENLOOP = [sys.executable, "-m", "greenloop"]
 MEASURES = {"passed": "pass@1", "ran": "programs that run", "passed_of_ran": "passes among those"}
@@ -49,28 +50,25 @@ def main() -> None:
 
 def held_out_table(folders: dict[int, Path]) -> str:
     """Before and after on the recipe's held-out tasks, Markdown, and the median gain."""
-    lines = ["| | seed | before | after | paired difference |", "|---|---|---|---|---|"]
-    gains = []
     results = {seed: read_record(folder) for seed, folder in folders.items()}
-    modes = [mode for mode in ("sampled", "greedy") if next(iter(results.values()))["before"][mode]]
+    paired = {seed: by_mode(one["before"], one["after"]) for seed, one in results.items()}
+    modes = [mode for mode in (Mode.SAMPLED, Mode.GREEDY) if all(mode in modes for modes in paired.values())]
+    lines = ["| | seed | before | after | paired difference |", "|---|---|---|---|---|"]
     for mode in modes:
         for measure, name in MEASURES.items():
             for seed, result in results.items():
-                before, after = (shown(result[when][mode], measure) for when in ("before", "after"))
-                difference = result["difference"][mode]
-                paired = {"passed": difference["pass_at_1"], "passed_of_ran": difference["among_ran"]}.get(measure)
-                lines.append(f"| {name}, {mode} | {seed} | {before} | {after} | {points(paired)} |")
-                if (mode, measure) == ("sampled", "passed"):
-                    gains.append(difference["pass_at_1"]["difference"])
-    lines += [
-        "",
-        f"Median gain in sampled pass@1 over {len(gains)} seeds: {100 * statistics.median(gains):+.1f} points.",
-        "",
-    ]
+                before, after = (shown(result[when][mode.value], measure) for when in ("before", "after"))
+                one = paired[seed][mode]
+                difference = {"passed": one.passed, "passed_of_ran": one.among_ran}.get(measure)
+                change = points(difference) if difference else "-"
+                lines.append(f"| {name}, {mode.value} | {seed} | {before} | {after} | {change} |")
+    gains = [one[modes[0]].passed.difference for one in paired.values()]
+    median = 100 * statistics.median(gains)
+    lines += ["", f"Median gain in {modes[0].value} pass@1 over {len(gains)} seeds: {median:+.1f} points.", ""]
     for seed, folder in folders.items():
         steps = read_journal(folder / "journal.jsonl")
         minutes = sum(step["seconds"]["total"] for step in steps) / 60
-        before, after = (results[seed][when][modes[0]]["mean_tokens"] for when in ("before", "after"))
+        before, after = (results[seed][when][modes[0].value]["mean_tokens"] for when in ("before", "after"))
         lines.append(
             f"Seed {seed}: {len(steps)} steps in {minutes:.1f} minutes, {before:.0f} to {after:.0f} tokens each."
         )
@@ -91,23 +89,20 @@ def mbpp_table(folders: dict[int, Path], base: Path) -> str:
             f"| {MEASURES[measure]} | " + " | ".join(shown(r["greedy"], measure) for r in records.values()) + " |"
         )
     base_record, *adapters = records.values()
-    paired = [comparison_record(compare_records(base_record, one))["greedy"]["pass_at_1"] for one in adapters]
-    lines.append("| paired difference in pass@1 | - | " + " | ".join(points(one) for one in paired) + " |")
+    paired = [by_mode(base_record, one)[Mode.GREEDY].passed for one in adapters]
+    lines.append("| paired difference in pass@1 | - | " + " | ".join(map(points, paired)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def by_mode(before: dict[str, Any], after: dict[str, Any]) -> dict[Mode, ModeComparison]:
+    """Their comparison in each mode that both have."""
+    return {one.mode: one for one in compare_records(before, after).modes}
 
 
 def shown(summary: dict[str, Any], measure: str) -> str:
     """One rate with its interval."""
     rate = summary["pass_at_k"]["1"] if measure == "passed" else summary[measure]
     return "-" if rate is None else percent(estimate_of(rate))
-
-
-def points(difference: dict[str, Any] | None) -> str:
-    """A paired difference with its interval and p-value."""
-    if difference is None:
-        return "-"
-    value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], p = {difference['p_value']:.2g}"
 
 
 if __name__ == "__main__":

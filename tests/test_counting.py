@@ -1,18 +1,13 @@
 """What bench/ counts, against torch's own count of the operations."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.counting import Sizes, group_pairs
 from conftest import with_adapter
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench.counting import Sizes, group_pairs
 
 PROMPT, SAMPLES, NEW_TOKENS = 24, 3, 9
 

@@ -177,19 +177,20 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     lines = [f"{comparison.tasks}: {comparison.first} -> {comparison.second}"]
     for one in comparison.modes:
         lines.append(f"{one.mode.value} pass@1: {percent(one.first)} -> {percent(one.second)}")
-        lines.append(f"  paired difference {_points(one.passed)}, {one.passed.test.value}, {_tasks(one.passed)}")
+        lines.append(f"  paired difference {points(one.passed)}, {one.passed.test.value}, {_tasks(one.passed)}")
         if one.among_ran is not None:
             ran = one.among_ran
             lines.append(
                 f"  among answers that ran: {100 * ran.first:.1f} % -> {100 * ran.second:.1f} %, "
-                f"difference {_points(ran)}, swap permutation"
+                f"difference {points(ran)}, swap permutation"
             )
         if one.left_out:
             lines.append(f"  {one.left_out} tasks left out: no judged answer on one side")
     return [*lines, *(f"note: {note}" for note in comparison.notes)]
 
 
-def _points(difference: PairedDifference | RatioDifference) -> str:
+def points(difference: PairedDifference | RatioDifference) -> str:
+    """A paired difference in percentage points with its interval and p-value, for people."""
     low, high = 100 * difference.low, 100 * difference.high
     return f"{100 * difference.difference:+.1f} points [{low:+.1f}, {high:+.1f}], p = {difference.p_value:.2g}"
 

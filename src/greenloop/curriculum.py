@@ -114,17 +114,18 @@ class Experience:
         return {task_id: live_chance(*counts, samples, self.prior) for task_id, counts in self.counts.items()}
 
 
-def probe_line(counts: Counts, samples: int) -> str:
+def probe_line(probed: Experience, samples: int) -> str:
     """What a probe found, for people.
 
-    >>> probe_line({"a": (0, 4), "b": (2, 2), "c": (4, 0), "d": (0, 4)}, 8)
+    >>> probe_line(Experience.of_probe({"a": (0, 4), "b": (2, 2), "c": (4, 0), "d": (0, 4)}), 8)
     'probe: 4 tasks, 37.5 % pass; 1 mixed, 2 never, 1 always; drawn uniformly, 37 % of groups of 8 would be live'
     """
+    counts = probed.counts
     total = sum(passed + failed for passed, failed in counts.values())
     passes = sum(passed for passed, _ in counts.values())
     mixed = sum(bool(passed) and bool(failed) for passed, failed in counts.values())
     never = sum(not passed for passed, _ in counts.values())
-    live = 100 * sum(Experience.of_probe(counts).weights(samples).values()) / max(len(counts), 1)
+    live = 100 * sum(probed.weights(samples).values()) / max(len(counts), 1)
     share = 100 * passes / total if total else 0.0
     return (
         f"probe: {len(counts)} tasks, {share:.1f} % pass; {mixed} mixed, {never} never, "

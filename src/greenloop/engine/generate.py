@@ -98,6 +98,7 @@ class _Batch:
         self, decoder: Decoder, stopper: Stopper, requests: Sequence[Request], sampling: Sampling, rows: int
     ) -> None:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
+        self.ways = [request.sampling(sampling) for request in requests]
         self.unfinished = _completions_of(requests)
         # Requests of one prompt follow each other, so that no prompt holds a slot without a row.
         place = {token_ids: place for place, token_ids in enumerate(self.unfinished)}
@@ -172,7 +173,7 @@ class _Batch:
     def _drawn(self, rows: Sequence[_Row], logits: Tensor) -> Iterator[tuple[int, float]]:
         """The next token of each row and its log-prob."""
         uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
-        ways = [self.requests[row.group].sampling(self.sampling) for row in rows]
+        ways = [self.ways[row.group] for row in rows]
         tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
         for way in set(ways):
             index = torch.tensor([at for at, one in enumerate(ways) if one == way])

@@ -1,0 +1,49 @@
+"""What the measuring commands share: their options, the work that these mean, the machine, the files they leave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.work import Work
+from greenloop import tuning
+from greenloop.places import cache_dir, data_dir
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options that every command has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--tasks", default="mbpp:train")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    return parser
+
+
+def work_of(options: argparse.Namespace, **sizes: Any) -> Work:
+    """The options' model and tasks at these sizes, with the places of this machine."""
+    chosen = {name: getattr(options, name) for name in ("model", "tasks", "dtype", "device")}
+    return Work(**chosen, **sizes, cache_dir=str(cache_dir()), data_dir=str(data_dir() or ""))
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured."""
+    about: dict[str, Any] = {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform()}
+    for name in ("torch", "transformers", "peft", "trl"):
+        try:
+            about[name] = version(name)
+        except PackageNotFoundError:
+            about[name] = None
+    return about
+
+
+def save(out: Path, name: str, record: dict[str, Any], table: str) -> None:
+    """Every number as `name.json`, the table for people as `name.md`."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / f"{name}.md").write_text(table)
