@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.work import Work
 from greenloop import tuning
 from greenloop.places import cache_dir, data_dir
@@ -34,6 +36,8 @@ def work_of(options: argparse.Namespace, **sizes: Any) -> Work:
 def machine() -> dict[str, Any]:
     """Where this was measured."""
     about: dict[str, Any] = {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform()}
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
     for name in ("torch", "transformers", "peft", "trl"):
         try:
             about[name] = version(name)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -31,6 +33,8 @@ class Stages:
         try:
             return action(*args, **kwargs)
         finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
@@ -43,8 +47,10 @@ class Reports:
 
     def say(self, **facts: Any) -> None:
         """One line."""
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self._out.write(json.dumps({**facts, "peak_mb": peak_mb}) + "\n")
+        peaks = {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        if torch.cuda.is_available():
+            peaks["device_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        self._out.write(json.dumps({**facts, **peaks}) + "\n")
         self._out.flush()
 
 

@@ -66,6 +66,8 @@ class StepByStep(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Seconds by stage; what no stage has is the update."""
         assert self.trainer is not None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         staged = self.trainer.stages.seconds
         total = time.perf_counter() - self.started
         seconds = {**staged, "update": total - sum(staged.values()), "total": total}

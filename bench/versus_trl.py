@@ -54,8 +54,12 @@ def summary(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             seconds = [report["seconds"].get(stage, 0.0) for report in reports]
             stages[stage] = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
         rates = [report["tokens"] / report["seconds"]["generation"] for report in reports]
-        peak_mb = max(report["peak_mb"] for report in reports)
-        table[name] = {"seconds": stages, "tokens_per_s": statistics.median(rates), "peak_mb": peak_mb}
+        peaks = {
+            peak: max(report[peak] for report in reports)
+            for peak in ("peak_mb", "device_peak_mb")
+            if peak in reports[0]
+        }
+        table[name] = {"seconds": stages, "tokens_per_s": statistics.median(rates), **peaks}
     return table
 
 
@@ -66,12 +70,14 @@ def markdown(results: list[dict[str, Any]]) -> str:
         work, ours, theirs = result["work"], *(result["summary"][name] for name in SIDES)
         title = f"{work['prompts']} x {work['samples']}, {work['mode']}, beta {work['beta']:g}"
         for stage in STAGES:
-            mine, other = ours["seconds"][stage], theirs["seconds"][stage]
-            if other["median"]:
-                ratio = f"{other['median'] / mine['median']:.1f}" if mine["median"] > 1e-3 else "-"
-                lines.append(f"| {title} | {stage} | {spread(mine)} | {spread(other)} | {ratio} |")
-        peaks = [side["peak_mb"] / 1024 for side in (ours, theirs)]
-        lines.append(f"| {title} | peak memory | {peaks[0]:.1f} GB | {peaks[1]:.1f} GB | {peaks[1] / peaks[0]:.1f} |")
+            took, took_them = ours["seconds"][stage], theirs["seconds"][stage]
+            if took_them["median"]:
+                ratio = f"{took_them['median'] / took['median']:.1f}" if took["median"] > 1e-3 else "-"
+                lines.append(f"| {title} | {stage} | {spread(took)} | {spread(took_them)} | {ratio} |")
+        for peak, words in (("peak_mb", "peak memory"), ("device_peak_mb", "peak GPU memory")):
+            if peak in ours:
+                mine, other = ours[peak] / 1024, theirs[peak] / 1024
+                lines.append(f"| {title} | {words} | {mine:.1f} GB | {other:.1f} GB | {other / mine:.1f} |")
         rates = ours["tokens_per_s"], theirs["tokens_per_s"]
         lines.append(f"| {title} | tokens/s | {rates[0]:.0f} | {rates[1]:.0f} | {rates[0] / rates[1]:.1f} |")
     return "\n".join(lines) + "\n"

@@ -48,6 +48,7 @@ def test_a_packed_weight_gives_the_plain_product(dtype: torch.dtype, relative: f
 def test_packed_and_plain_decoders_agree_in_bfloat16_before_and_after_a_refresh():
     model = with_adapter(tiny_llama().bfloat16())
     decoder = Decoder(model)
+    decoder.reserve(300)
     tokens = torch.arange(7)
 
     def hidden() -> torch.Tensor:

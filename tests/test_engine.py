@@ -7,6 +7,7 @@ import torch
 
 from conftest import ByteText, with_adapter
 from greenloop.decoder import Decoder
+from greenloop.engine import generate
 from greenloop.engine.build import make_engine
 from greenloop.engine.cache import KVCache
 from greenloop.engine.fallback import TransformersEngine
@@ -36,6 +37,19 @@ def completions(engine: Engine | TransformersEngine, wanted: list[Request], samp
 
 def tokens(found: dict[tuple[int, int], Completion]) -> dict:
     return {key: (completion.token_ids, completion.finish) for key, completion in found.items()}
+
+
+def lengths_of_forwards(engine: Engine, monkeypatch) -> list[int]:
+    """Grows by the tokens of each forward of the engine's decoder."""
+    lengths: list[int] = []
+    forward = engine.decoder.forward
+
+    def counted(token_ids, *others):
+        lengths.append(len(token_ids))
+        return forward(token_ids, *others)
+
+    monkeypatch.setattr(engine.decoder, "forward", counted)
+    return lengths
 
 
 def test_greedy_tokens_equal_transformers_generate(tiny_model):
@@ -96,18 +110,46 @@ def test_requests_of_one_prompt_far_apart_need_no_further_slot(tiny_model):
 
 def test_a_prompt_that_several_requests_have_is_computed_once(tiny_model, monkeypatch):
     engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=2)
-    lengths: list[int] = []
-    forward = engine.decoder.forward
-
-    def counted(token_ids, *others):
-        lengths.append(len(token_ids))
-        return forward(token_ids, *others)
-
-    monkeypatch.setattr(engine.decoder, "forward", counted)
+    lengths = lengths_of_forwards(engine, monkeypatch)
     twice = [Request(token_ids=PROMPTS[3], samples=2, seed=seed) for seed in (1, 2)]
     assert len(completions(engine, [*twice, *requests(1)[:1]])) == 5
     assert lengths.count(len(PROMPTS[3])) == 1
     assert lengths.count(len(PROMPTS[0])) == 1
+
+
+def test_steps_in_fixed_shapes_draw_the_same_tokens(tiny_model):
+    model = with_adapter(tiny_model)
+    stopper = Stopper(ByteText(), ENDS)
+    fixed = Engine(Decoder(model), stopper, rows=6, fixed=True)
+    free = Engine(Decoder(model), stopper, rows=6)
+    small = replace(WARM, max_new_tokens=7)
+    # A second call of the same sizes takes the same cache, a larger one a larger cache.
+    for wanted, sampling in ((requests(2)[:1], small), (requests(1)[:1], small), (requests(), WARM)):
+        expected = completions(free, wanted, sampling)
+        found = completions(fixed, wanted, sampling)
+        assert tokens(found) == tokens(expected)
+        for key, completion in expected.items():
+            assert found[key].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+    assert len({len(completion.token_ids) for completion in found.values()}) > 3
+
+
+def test_two_unfinished_calls_of_an_engine_do_not_share_a_cache(tiny_model):
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=6, fixed=True)
+    first, second = engine.generate(requests(3), WARM), engine.generate(requests(3), WARM)
+    pairs = list(zip(first, second, strict=True))
+    assert all(one.token_ids == other.token_ids for one, other in pairs)
+    alone = completions(Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=6), requests(3))
+    assert tokens({(c.group, c.sample): c for c, _ in pairs}) == tokens(alone)
+
+
+def test_prompts_beyond_one_forward_are_computed_in_several(tiny_model, monkeypatch):
+    stopper = Stopper(ByteText(), ENDS)
+    together = completions(Engine(Decoder(tiny_model), stopper), requests())
+    monkeypatch.setattr(generate, "PREFILL_TOKENS", 23)
+    engine = Engine(Decoder(tiny_model), stopper)
+    lengths = lengths_of_forwards(engine, monkeypatch)
+    assert tokens(completions(engine, requests())) == tokens(together)
+    assert lengths[:3] == [5 + 17, 9, 30]
 
 
 def test_rows_follow_the_memory_that_they_need(tiny_model):

@@ -114,8 +114,9 @@ class RlooSection(_Section):
     """Truncated completions get no gradient; they stay in the baseline and the denominator."""
     refill: int = Field(0, ge=0)
     """At most this many extra prompts a step, drawn to replace dead groups (all raw outcomes equal)."""
-    token_budget: int = Field(2048, ge=16)
-    """Packed tokens in one forward and backward; a longer group is cut between completions."""
+    token_budget: int = Field(0, ge=0)
+    """Packed tokens in one forward and backward; a longer group is cut between completions. 0: 2048 on a CPU, 8192 on
+    a GPU."""
 
 
 class CurriculumSection(_Section):

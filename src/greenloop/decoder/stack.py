@@ -118,9 +118,12 @@ class Decoder:
             self._head = _PackedHead(packed(self.head, rows), rows)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """[N] tokens at [N] positions to [N, d] hidden states after the final norm. Keeps no graph."""
+        """[N] tokens at [N] reserved positions to [N, d] hidden states after the final norm. Keeps no graph."""
+        return self.forward_at(token_ids, *self.rotary(positions), attend)
+
+    def forward_at(self, token_ids: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """The same at the angles that `rotary` gives for the positions."""
         hidden = self.embed(token_ids)
-        cos, sin = self.rotary(positions)
         for index, layer in enumerate(self.layers):
             q, k, v = self.heads_of(layer, layer.qkv(layer.input_norm(hidden)), cos, sin)
             hidden += layer.output(attend(index, q, k, v))
@@ -148,15 +151,18 @@ class Decoder:
         turned = rotate(q_and_k, cos, sin)
         return turned[:, : self.heads], turned[:, self.heads :], v
 
+    def reserve(self, positions: int) -> None:
+        """Let `rotary` know the positions below `positions`. It cannot find out: asking a GPU would wait for it."""
+        if positions <= self._cos.shape[0]:
+            return
+        table = torch.arange(max(positions, 1024), device=self.device)[None]
+        cos, sin = self.inner.rotary_emb(torch.empty(1, dtype=self.dtype, device=self.device), table)
+        # Both halves of a head turn by the same angles.
+        half = self.head_width // 2
+        self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
+
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 1, D / 2] cosines and sines, from a table that grows as needed."""
-        needed = int(positions.max()) + 1
-        if needed > self._cos.shape[0]:
-            table = torch.arange(max(needed, 1024), device=self.device)[None]
-            cos, sin = self.inner.rotary_emb(torch.empty(1, dtype=self.dtype, device=self.device), table)
-            # Both halves of a head turn by the same angles.
-            half = self.head_width // 2
-            self._cos, self._sin = cos[0, :, None, :half].contiguous(), sin[0, :, None, :half].contiguous()
+        """[N, 1, D / 2] cosines and sines of reserved positions."""
         return self._cos[positions], self._sin[positions]
 
 

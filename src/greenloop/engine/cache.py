@@ -23,7 +23,14 @@ class KVCache:
         self.prompt_v = torch.zeros_like(self.prompt_k)
         self.own_k = decoder.head.new_zeros(layers, rows, heads, new_tokens, width)
         self.own_v = torch.zeros_like(self.own_k)
+        self.rows, self.slots, self.prompt_tokens, self.new_tokens = rows, slots, prompt_tokens, new_tokens
         self.scale = decoder.scale
+        decoder.reserve(prompt_tokens + new_tokens)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that it was made with."""
+        return {name: getattr(self, name) for name in ("rows", "slots", "prompt_tokens", "new_tokens")}
 
     @staticmethod
     def bytes_per_token(decoder: Decoder) -> int:
@@ -42,16 +49,20 @@ class KVCache:
 
 
 class PromptAttention:
-    """Causal attention over one prompt that leaves its keys and values in a slot."""
+    """Causal attention over prompts, one after another, that leaves the keys and values of each in a slot."""
 
-    def __init__(self, cache: KVCache, slot: int, tokens: int) -> None:
-        self.cache, self.slot, self.tokens = cache, slot, tokens
+    def __init__(self, cache: KVCache, first_slot: int, lengths: list[int]) -> None:
+        self.cache, self.first_slot, self.lengths = cache, first_slot, lengths
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `decoder.Attend`."""
+        pieces = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
+        return torch.cat([self._one(layer, self.first_slot + at, *piece) for at, piece in enumerate(pieces)])
+
+    def _one(self, layer: int, slot: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.transpose(0, 1), v.transpose(0, 1)
-        self.cache.prompt_k[layer, self.slot, :, : self.tokens] = k
-        self.cache.prompt_v[layer, self.slot, :, : self.tokens] = v
+        self.cache.prompt_k[layer, slot, :, : k.shape[1]] = k
+        self.cache.prompt_v[layer, slot, :, : k.shape[1]] = v
         groups = q.shape[1] // k.shape[0]
         k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
         mixed = F.scaled_dot_product_attention(

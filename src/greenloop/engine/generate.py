@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Decoder
-from greenloop.engine.cache import KVCache, PromptAttention, RowAttention
+from greenloop.engine.cache import KVCache, PromptAttention
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.sampler import draw, uniforms
+from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, Steps
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Finish
@@ -26,6 +27,11 @@ from greenloop.types import Completion, Finish
 CACHE_BYTES = 2**30
 MOST_ROWS = 128
 """More rows gain little: at 128 the arithmetic outweighs the reading of the weights."""
+CUDA_SHARE = 1 / 8
+"""Of a card's memory, for keys and values."""
+CUDA_MOST_ROWS = 512
+PREFILL_TOKENS = 2048
+"""Prompts are computed together up to this many tokens."""
 
 
 @dataclass(slots=True)
@@ -52,11 +58,20 @@ class _Slot:
 class Engine:
     """Rollouts for the Llama/Qwen family on any device."""
 
-    def __init__(self, decoder: Decoder, stopper: Stopper, *, rows: int = 0) -> None:
-        """With at most `rows` completions decoded at a time; 0: as many as `CACHE_BYTES` hold, at most `MOST_ROWS`."""
+    def __init__(self, decoder: Decoder, stopper: Stopper, *, rows: int = 0, fixed: bool | None = None) -> None:
+        """Ready to generate.
+
+        Args:
+            decoder: the model.
+            stopper: its end tokens.
+            rows: completions decoded at a time at most; 0 takes as many as the memory for keys and values holds.
+            fixed: decode in fixed shapes (`steps.FixedSteps`); None does so on a GPU.
+        """
         self.decoder = decoder
         self.stopper = stopper
         self.rows = rows
+        self.fixed = decoder.device.type == "cuda" if fixed is None else fixed
+        self._idle: FixedSteps | None = None
         self.decoder.pack(rows or MOST_ROWS)
 
     def refresh(self) -> None:
@@ -67,20 +82,48 @@ class Engine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Every request's completions, each as soon as it ends."""
-        if requests:
-            rows = self.rows or affordable_rows(self.decoder, requests, sampling)
-            yield from _Batch(self.decoder, self.stopper, requests, sampling, rows).run()
+        wanted = _completions_of(requests)
+        if not wanted.total():
+            return
+        rows = min(self.rows or affordable_rows(self.decoder, requests, sampling), wanted.total())
+        steps = self._steps(
+            rows=rows,
+            slots=min(rows, len(wanted)),
+            prompt_tokens=max(map(len, wanted)),
+            new_tokens=sampling.max_new_tokens,
+        )
+        yield from _Batch(self.decoder, self.stopper, requests, sampling, steps, rows).run()
+        if isinstance(steps, FixedSteps):
+            self._idle = steps
+
+    def _steps(self, **sizes: int) -> Steps:
+        """Steps over a cache of at least these sizes; fixed ones are kept for the next call, and grow."""
+        if not self.fixed:
+            return FreeSteps(self.decoder, KVCache(self.decoder, **sizes))
+        # Taken out: a second call beside an unfinished one gets a cache of its own.
+        idle, self._idle = self._idle, None
+        if idle is None:
+            return FixedSteps.sized(self.decoder, **sizes)
+        had = idle.cache.sizes
+        if all(had[name] >= size for name, size in sizes.items()):
+            return idle
+        del idle
+        return FixedSteps.sized(self.decoder, **{name: max(had[name], size) for name, size in sizes.items()})
 
 
 def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling) -> int:
-    """How many completions may be in flight within `CACHE_BYTES`: a strip each, and the prompts that they may have."""
+    """How many completions may be in flight within the memory for keys and values: a strip each, and the prompts that
+    they may have."""
     wanted = _completions_of(requests)
-    tokens = CACHE_BYTES // KVCache.bytes_per_token(decoder)
+    memory, most = CACHE_BYTES, MOST_ROWS
+    if decoder.device.type == "cuda":
+        memory, most = int(CUDA_SHARE * torch.cuda.mem_get_info(decoder.device)[1]), CUDA_MOST_ROWS
+    tokens = memory // KVCache.bytes_per_token(decoder)
     longest = max(map(len, wanted))
     # With fewer rows than prompts each row may have a prompt of its own.
     own_prompts = tokens // (sampling.max_new_tokens + longest)
     shared = (tokens - len(wanted) * longest) // sampling.max_new_tokens
-    return max(1, min(MOST_ROWS, max(own_prompts, shared)))
+    return max(1, min(most, max(own_prompts, shared)))
 
 
 def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
@@ -95,23 +138,22 @@ class _Batch:
     """The rows in flight of one call of `generate`."""
 
     def __init__(
-        self, decoder: Decoder, stopper: Stopper, requests: Sequence[Request], sampling: Sampling, rows: int
+        self,
+        decoder: Decoder,
+        stopper: Stopper,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        steps: Steps,
+        capacity: int,
     ) -> None:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
+        self.steps, self.cache, self.capacity = steps, steps.cache, capacity
         self.ways = [request.sampling(sampling) for request in requests]
         self.unfinished = _completions_of(requests)
         # Requests of one prompt follow each other, so that no prompt holds a slot without a row.
         place = {token_ids: place for place, token_ids in enumerate(self.unfinished)}
         order = sorted(range(len(requests)), key=lambda group: place[requests[group].token_ids])
         self.waiting = deque((group, k) for group in order for k in range(requests[group].samples))
-        self.capacity = min(rows, len(self.waiting))
-        self.cache = KVCache(
-            decoder,
-            rows=self.capacity,
-            slots=min(self.capacity, len(self.unfinished)),
-            prompt_tokens=max(len(request.token_ids) for request in requests),
-            new_tokens=sampling.max_new_tokens,
-        )
         self.active: list[_Row] = []
         self.slots: list[_Slot] = []
 
@@ -126,36 +168,50 @@ class _Batch:
         """Fill free rows with waiting samples; their first token comes from the prompt's logits."""
         while self.waiting and len(self.active) < self.capacity:
             before = len(self.active)
-            while self.waiting and len(self.active) < self.capacity:
-                group, sample = self.waiting.popleft()
-                slot = self._slot_of(self.requests[group].token_ids)
+            free = min(self.capacity - before, len(self.waiting))
+            admitted = [self.waiting.popleft() for _ in range(free)]
+            slots = self._slots_of([self.requests[group].token_ids for group, _ in admitted])
+            for (group, sample), slot in zip(admitted, slots, strict=True):
                 seed = seed_for(self.requests[group].seed, sample)
                 self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
-            admitted = range(before, len(self.active))
-            logits = torch.stack([self.slots[self.active[row].slot].logits for row in admitted])
-            yield from self._advance(admitted, logits)
+            logits = torch.stack([self.slots[slot].logits for slot in slots])
+            yield from self._advance(range(before, len(self.active)), logits)
 
-    def _slot_of(self, token_ids: tuple[int, ...]) -> int:
-        """The prompt's slot; a new prompt is computed into the next free one."""
-        for index in reversed(range(len(self.slots))):
-            if self.slots[index].token_ids == token_ids:
-                return index
-        index, length = len(self.slots), len(token_ids)
-        positions = torch.arange(length, device=self.decoder.device)
-        attend = PromptAttention(self.cache, index, length)
-        hidden = self.decoder.forward(torch.tensor(token_ids, device=self.decoder.device), positions, attend)
-        self.slots.append(_Slot(token_ids, self.decoder.logits(hidden[-1:])[0]))
-        return index
+    def _slots_of(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
+        """Each prompt's slot; new prompts are computed into the next free ones."""
+        known = {slot.token_ids: index for index, slot in enumerate(self.slots)}
+        together: list[tuple[int, ...]] = []
+        for token_ids in dict.fromkeys(prompts):
+            if token_ids in known:
+                continue
+            if together and sum(map(len, together)) + len(token_ids) > PREFILL_TOKENS:
+                self._prefill(together)
+                together = []
+            known[token_ids] = len(self.slots) + len(together)
+            together.append(token_ids)
+        if together:
+            self._prefill(together)
+        return [known[token_ids] for token_ids in prompts]
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Compute prompts into the next free slots, in one forward."""
+        device, lengths = self.decoder.device, [len(token_ids) for token_ids in prompts]
+        token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        hidden = self.decoder.forward(token_ids, positions, PromptAttention(self.cache, len(self.slots), lengths))
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        logits = self.decoder.logits(hidden[ends.to(device)])
+        self.slots.extend(map(_Slot, prompts, logits))
 
     def _decode(self) -> Tensor:
         """[B, V] logits after the last token of every active row."""
-        device = self.decoder.device
-        own = torch.tensor([len(row.tokens) - 1 for row in self.active], device=device)
-        row_slots = torch.tensor([row.slot for row in self.active], device=device)
-        prompt = torch.tensor([len(slot.token_ids) for slot in self.slots], device=device)
-        token_ids = torch.tensor([row.tokens[-1] for row in self.active], device=device)
-        attend = RowAttention(self.cache, row_slots, prompt, own)
-        return self.decoder.logits(self.decoder.forward(token_ids, prompt[row_slots] + own, attend))
+        rows = InFlight(
+            tokens=[row.tokens[-1] for row in self.active],
+            own=[len(row.tokens) - 1 for row in self.active],
+            slots=[row.slot for row in self.active],
+            prompts=[len(slot.token_ids) for slot in self.slots],
+        )
+        return self.steps.logits(rows)
 
     def _advance(self, rows: range, logits: Tensor) -> Iterator[Completion]:
         """Draw a token for each of `rows`; retire and yield those that end."""

@@ -32,6 +32,7 @@ class Stopper:
     def __init__(self, tokenizer: Any, end_ids: frozenset[int]) -> None:
         self.tokenizer = tokenizer
         self.end_ids = end_ids
+        self._ends_a_line: dict[int, bool] = {}
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any) -> Stopper:
@@ -58,7 +59,10 @@ class Stopper:
 
     def _whole(self, tokens: Sequence[int], ends: Callable[[str], bool]) -> bool:
         """Only a line end can complete an answer."""
-        if "\n" not in self.tokenizer.decode([tokens[-1]]):
+        last = tokens[-1]
+        if last not in self._ends_a_line:
+            self._ends_a_line[last] = "\n" in self.tokenizer.decode([last])
+        if not self._ends_a_line[last]:
             return False
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return ends(text[: text.rindex("\n") + 1])

@@ -129,6 +129,7 @@ class Improver:
         self.policy, self.optimizer, self.scheduler = policy, optimizer, scheduler
         self.rloo, self.beta, self.max_grad_norm = rloo, beta, max_grad_norm
         high = rloo.epsilon if rloo.epsilon_high is None else rloo.epsilon_high
+        self.token_budget = rloo.token_budget or (8192 if policy.decoder.device.type == "cuda" else 2048)
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
@@ -212,7 +213,7 @@ class Improver:
             for p, group in enumerate(step.groups)
             for pack in self._packs(group, range(len(group.completions)) if step.unknown(p) else self._live(step, p))
         ]
-        return batched(packs, self.rloo.token_budget)
+        return batched(packs, self.token_budget)
 
     def _first_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
         """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
@@ -254,7 +255,7 @@ class Improver:
         return [k for k in live if not (self.rloo.mask_truncated and step.groups[p].truncated[k])]
 
     def _packs(self, group: TokenGroup, rows: Sequence[int]) -> list[Pack]:
-        return pack_group(group.prompt, group.completions, rows, self.rloo.token_budget)
+        return pack_group(group.prompt, group.completions, rows, self.token_budget)
 
     def _step(self, loss: float) -> float:
         """One optimiser step; returns the gradient norm before clipping."""

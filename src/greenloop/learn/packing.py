@@ -35,6 +35,11 @@ class Pack:
     completions: tuple[int, ...]
     """The caller's indices of the R completions."""
 
+    @property
+    def end(self) -> int:
+        """One more than the last position."""
+        return self.prompt_tokens + self.grid.shape[1]
+
     def to(self, device: torch.device) -> Pack:
         """The same pack on another device."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}

@@ -102,6 +102,7 @@ class Policy:
 
     def _scored(self, packs: Sequence[Pack], through: LayerForward, thinning: Thinning | None) -> list[Scored]:
         decoder = self.decoder
+        decoder.reserve(max(pack.end for pack in packs))
         packs = [pack.to(decoder.device) for pack in packs]
         plan = Plan(decoder, packs, *decoder.rotary(torch.cat([pack.positions for pack in packs])), thinning)
         hidden = decoder.embed(torch.cat([pack.token_ids for pack in packs]))
