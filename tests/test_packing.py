@@ -48,10 +48,11 @@ def test_packed_logprobs_and_gradients_equal_the_padded_ones(tiny_model, token_b
         assert error < 1e-4, name
 
 
-def test_groups_in_one_forward_are_as_if_alone(tiny_model):
+@pytest.mark.parametrize("together", [False, True], ids=["each by itself", "padded"])
+def test_groups_in_one_forward_are_as_if_alone(tiny_model, together: bool):
     """Log-probs and gradients of two groups in one batch are the sums of those of each."""
     model = with_adapter(tiny_model)
-    policy = Policy(model, TEMPERATURE)
+    policy = Policy(model, TEMPERATURE, together=together)
     packs = [pack(PROMPT, COMPLETIONS, [0, 3]), pack(PROMPT[:5], COMPLETIONS, [1, 2])]
     alone = [policy.logprobs([one])[0].logprobs for one in packs]
     expected = gradients(model, alone[0].sum() - 2 * alone[1].sum())

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from greenloop.decoder import Decoder, DecoderLayer, FusedLinear, Norm, gated, rotate
 from greenloop.learn import tree_attention
-from greenloop.learn.packing import Pack
-from greenloop.learn.tree_attention import Tree
+from greenloop.learn.tree_attention import Layout, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,8 @@ class Plan:
     """What the layers of one forward have in common."""
 
     decoder: Decoder
-    packs: Sequence[Pack]
-    """One after another in the N tokens."""
+    layouts: Sequence[Layout]
+    """Which together hold each of the N tokens once."""
     cos: Tensor
     """[N, 1, D / 2]."""
     sin: Tensor
@@ -50,24 +49,26 @@ class Plan:
     thinning: Thinning | None = None
 
     def plant(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tree]:
-        """Each pack's tree of the heads of all N tokens."""
-        sizes = self._sizes()
-        pieces = zip(query.split(sizes), key.split(sizes), value.split(sizes), self.packs, strict=True)
-        return [tree_attention.plant(q, k, v, pack, self.decoder.scale) for q, k, v, pack in pieces]
+        """Each layout's tree of the heads of all N tokens."""
+        return [tree_attention.plant(query, key, value, layout, self.decoder.scale) for layout in self.layouts]
 
     def mix(self, trees: Sequence[Tree]) -> Tensor:
         """[N, H * D] attended values."""
-        return torch.cat([tree_attention.mix(tree, pack) for tree, pack in zip(trees, self.packs, strict=True)])
+        out = self.decoder.head.new_empty(len(self.cos), self.decoder.heads * self.decoder.head_width)
+        for tree, layout in zip(trees, self.layouts, strict=True):
+            tree_attention.mix(tree, layout, out)
+        return out
 
     def heads_gradient(self, trees: Sequence[Tree], attended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of query [N, H, D], key and value [N, Hkv, D] from that of the attended values [N, H * D]."""
-        pieces = zip(trees, self.packs, attended.split(self._sizes()), strict=True)
-        parts = [tree_attention.gradients(tree, pack, piece, self.decoder.scale) for tree, pack, piece in pieces]
-        query, key, value = (torch.cat(part) for part in zip(*parts, strict=True))
+        decoder = self.decoder
+        query, key, value = (
+            attended.new_empty(len(attended), heads, decoder.head_width)
+            for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)
+        )
+        for tree, layout in zip(trees, self.layouts, strict=True):
+            tree_attention.gradients(tree, layout, attended, decoder.scale, (query, key, value))
         return query, key, value
-
-    def _sizes(self) -> list[int]:
-        return [len(pack.token_ids) for pack in self.packs]
 
 
 def layer_forward(plan: Plan, layer: DecoderLayer, hidden: Tensor) -> Tensor:

@@ -22,10 +22,8 @@ class Pack:
     positions: Tensor
     """[N] int64: each completion goes on where the prompt ends."""
     prompt_tokens: int
-    grid: Tensor
-    """[R, T] int64: index into N of each completion's inputs, padded with 0."""
-    inside: Tensor
-    """[R, T] bool: false on padding."""
+    inputs: tuple[int, ...]
+    """[R] how many of the N tokens each completion has, after the prompt and those before it."""
     scored: Tensor
     """[M] int64: index into N of the hidden state that predicts each label."""
     labels: Tensor
@@ -38,15 +36,7 @@ class Pack:
     @property
     def end(self) -> int:
         """One more than the last position."""
-        return self.prompt_tokens + self.grid.shape[1]
-
-    def to(self, device: torch.device) -> Pack:
-        """The same pack on another device."""
-        moved = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return Pack(prompt_tokens=self.prompt_tokens, completions=self.completions, **moved)
-
-
-_TENSORS = ("token_ids", "positions", "grid", "inside", "scored", "labels", "owner")
+        return self.prompt_tokens + max(self.inputs)
 
 
 def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: Sequence[int]) -> Pack:
@@ -58,16 +48,11 @@ def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: S
     """
     chosen = [completions[index] for index in indices]
     start = len(prompt)
-    longest = max(len(tokens) - 1 for tokens in chosen)
     token_ids, positions = list(prompt), list(range(start))
     scored: list[int] = []
-    grid = torch.zeros(len(chosen), longest, dtype=torch.int64)
-    inside = torch.zeros(len(chosen), longest, dtype=torch.bool)
-    for row, tokens in enumerate(chosen):
+    for tokens in chosen:
         inputs = len(tokens) - 1
         first = len(token_ids)
-        grid[row, :inputs] = torch.arange(first, first + inputs)
-        inside[row, :inputs] = True
         scored.extend([start - 1, *range(first, first + inputs)])
         token_ids.extend(tokens[:-1])
         positions.extend(range(start, start + inputs))
@@ -75,8 +60,7 @@ def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: S
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(positions),
         prompt_tokens=start,
-        grid=grid,
-        inside=inside,
+        inputs=tuple(len(tokens) - 1 for tokens in chosen),
         scored=torch.tensor(scored),
         labels=torch.tensor([token for tokens in chosen for token in tokens]),
         owner=torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(tokens) for tokens in chosen])),

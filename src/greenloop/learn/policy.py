@@ -18,6 +18,7 @@ from greenloop.errors import ConfigError
 from greenloop.learn.layer import Plan, Thinning, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
 from greenloop.learn.packing import Pack
+from greenloop.learn.tree_attention import Layout
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
@@ -60,7 +61,18 @@ def adapt(model: Any, lora: LoraSection, seed: int, base_name: str) -> PeftModel
 class Policy:
     """Log-probs of completions under the adapter and under the base."""
 
-    def __init__(self, model: PeftModel, temperature: float) -> None:
+    def __init__(self, model: PeftModel, temperature: float, *, together: bool | None = None) -> None:
+        """Of a model that `adapt` returned.
+
+        Args:
+            model: with its adapter.
+            temperature: of the sampling.
+            together: attend to the packs of a forward in common products, padded; None does so on a GPU, which waits
+                for launches. A processor would compute the padding.
+
+        Raises:
+            ConfigError: a model of another kind than the decoder computes.
+        """
         self.model = model
         self.temperature = temperature
         if not supported(model):
@@ -69,6 +81,7 @@ class Policy:
                 f"its linear layers, this is {unwrapped(model).config.model_type}; use a model of these families"
             )
         self.decoder = Decoder(model)
+        self.together = self.decoder.device.type == "cuda" if together is None else together
         dropout = model.peft_config["default"].lora_dropout
         self._thinning = Thinning(dropout, torch.Generator(self.decoder.device)) if dropout else None
         model.train()
@@ -101,15 +114,23 @@ class Policy:
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def _scored(self, packs: Sequence[Pack], through: LayerForward, thinning: Thinning | None) -> list[Scored]:
-        decoder = self.decoder
+        decoder, device = self.decoder, self.decoder.device
         decoder.reserve(max(pack.end for pack in packs))
-        packs = [pack.to(decoder.device) for pack in packs]
-        plan = Plan(decoder, packs, *decoder.rotary(torch.cat([pack.positions for pack in packs])), thinning)
-        hidden = decoder.embed(torch.cat([pack.token_ids for pack in packs]))
+        sizes = [len(pack.token_ids) for pack in packs]
+        starts = [sum(sizes[:index]) for index in range(len(packs))]
+        layouts = (
+            [Layout.of(packs)]
+            if self.together
+            else [Layout.of([pack], start) for pack, start in zip(packs, starts, strict=True)]
+        )
+        token_ids, positions, labels = (
+            torch.cat([getattr(pack, name) for pack in packs]).to(device)
+            for name in ("token_ids", "positions", "labels")
+        )
+        scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=True)]).to(device)
+        plan = Plan(decoder, [layout.to(device) for layout in layouts], *decoder.rotary(positions), thinning)
+        hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)
-        pieces = zip(hidden.split([len(pack.token_ids) for pack in packs]), packs, strict=True)
-        scored = decoder.norm(torch.cat([piece[pack.scored] for piece, pack in pieces]))
-        labels = torch.cat([pack.labels for pack in packs])
-        sizes = [len(pack.labels) for pack in packs]
-        return score(scored, decoder.head, labels, self.temperature).split(sizes)
+        trained = [len(pack.labels) for pack in packs]
+        return score(decoder.norm(hidden[scored]), decoder.head, labels, self.temperature).split(trained)

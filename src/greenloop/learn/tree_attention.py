@@ -2,14 +2,17 @@
 
 The prompt attends causally to itself; each completion attends to the whole prompt and causally to itself; siblings do
 not see each other. Both parts are one dense product each (a completion's keys are the prompt's, then its own), so
-nothing is spent on sibling pairs. The query heads of one KV head are folded into the query length, so keys are never
-repeated for them. The weights are computed again in the backward pass instead of being kept: memory grows with the
-tokens, not with their pairs.
+nothing is spent on sibling pairs. Several groups share the two products, padded to their longest: a GPU takes all of a
+forward's groups together, a processor each by itself, without padding. The query heads of one KV head are folded into
+the query length, so keys are never repeated for them. The weights are computed again in the backward pass instead of
+being kept: memory grows with the tokens, not with their pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +20,95 @@ from torch import Tensor
 from greenloop.learn.packing import Pack
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Sequences that stand somewhere among N tokens, as the rows of a padded table."""
+
+    tokens: Tensor
+    """[rows, T] int64: index into N, 0 on padding."""
+    at: Tensor
+    """[n] int64: index into N of every token that is no padding, row after row."""
+    cells: Tensor
+    """[n] int64: its cell, counted along the rows."""
+    inside: Tensor | None
+    """[rows, T] bool, false on padding; None if there is none."""
+
+    @classmethod
+    def of(cls, starts: Sequence[int], lengths: Sequence[int]) -> Grid:
+        """Rows of `lengths` tokens from `starts` on."""
+        steps = torch.arange(max(lengths))
+        inside = steps < torch.tensor(lengths)[:, None]
+        tokens = (torch.tensor(starts)[:, None] + steps).mul_(inside)
+        cells = inside.flatten().nonzero().squeeze(1)
+        padded = len(cells) < inside.numel()
+        return cls(tokens=tokens, at=tokens.flatten()[cells], cells=cells, inside=inside if padded else None)
+
+    def read(self, flat: Tensor) -> Tensor:
+        """[N, ...] to [rows, T, ...]; on padding stands some token."""
+        return flat[self.tokens]
+
+    def read_gradient(self, flat: Tensor) -> Tensor:
+        """The same with zeros on padding: nothing may flow back from there."""
+        found = self.read(flat)
+        if self.inside is not None:
+            found.mul_(self.inside.view(*self.inside.shape, *(1 for _ in found.shape[2:])))
+        return found
+
+    def write(self, table: Tensor, flat: Tensor) -> None:
+        """[rows, T, ...] into its places of [N, ...]."""
+        flat[self.at] = table.flatten(0, 1)[self.cells]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where P groups and their R completions stand among N tokens."""
+
+    prompts: Grid
+    branches: Grid | None
+    """None if no completion has an input (all are one token long)."""
+    home: Tensor
+    """[R] int64: whose completion it is."""
+    hidden: Tensor | None
+    """[R, S] bool: the padding of each completion's prompt; None if there is none."""
+
+    @classmethod
+    def of(cls, packs: Sequence[Pack], offset: int = 0) -> Layout:
+        """Of packs that stand one after another from `offset` on."""
+        prompt_starts, starts, lengths, home = [], [], [], []
+        for group, pack in enumerate(packs):
+            prompt_starts.append(offset)
+            offset += pack.prompt_tokens
+            for inputs in pack.inputs:
+                starts.append(offset)
+                lengths.append(inputs)
+                home.append(group)
+                offset += inputs
+        prompts = Grid.of(prompt_starts, [pack.prompt_tokens for pack in packs])
+        homes = torch.tensor(home)
+        return cls(
+            prompts=prompts,
+            branches=Grid.of(starts, lengths) if any(lengths) else None,
+            home=homes,
+            hidden=None if prompts.inside is None else prompts.inside.logical_not()[homes],
+        )
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on another device."""
+        moved: Layout = _moved(self, device)
+        return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if value is None:
+        return None
+    return type(value)(**{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries over their keys: the prompt (one row), or all completions (R rows)."""
+    """Queries over their keys: the prompts (P rows), or all completions (R rows)."""
 
     query: Tensor
     """[Hkv * rows, G * T, D], scaled."""
@@ -29,6 +118,8 @@ class Part:
     """[Hkv * rows, S, D]."""
     tokens: int
     """T, padding included."""
+    hidden: Tensor | None = None
+    """[rows, at most S] bool: leading keys that no query of the row may see; None if there are none."""
 
     def weights(self) -> Tensor:
         """[Hkv * rows, G * T, S] softmax over the keys that each query may see."""
@@ -36,6 +127,9 @@ class Part:
         own = scores.unflatten(1, (-1, self.tokens))[..., -self.tokens :]
         later = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=scores.device).triu_(1)
         own.masked_fill_(later, float("-inf"))
+        if self.hidden is not None:
+            rows, keys = self.hidden.shape
+            scores.unflatten(0, (-1, rows))[..., :keys].masked_fill_(self.hidden[:, None], float("-inf"))
         return scores.softmax(dim=-1)
 
     def mix(self) -> Tensor:
@@ -55,81 +149,92 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A pack's queries, keys and values in their two parts."""
+    """The queries, keys and values of a layout in their two parts."""
 
     prompt: Part
     branches: Part | None
-    """None if no completion has an input (all are one token long)."""
+    """As in the layout."""
 
 
-def plant(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float) -> Tree:
-    """Lay the pack's heads out for the two products.
+def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tree:
+    """Lay the heads out for the two products.
 
     Args:
         query: [N, H, D].
         key: [N, Hkv, D].
         value: [N, Hkv, D].
-        pack: the group's layout.
+        layout: which of the N tokens, and how.
         scale: of the scores.
     """
-    end = pack.prompt_tokens
-    rows, longest = pack.grid.shape
+    prompts, branches = layout.prompts, layout.branches
     query = (query * scale).unflatten(1, (key.shape[1], -1))
-    prompt_key, prompt_value = _fold_keys(key[:end][None]), _fold_keys(value[:end][None])
-    prompt = Part(_fold_queries(query[:end][None]), prompt_key[:, 0], prompt_value[:, 0], end)
-    if not longest:
+    prompt_key, prompt_value = _fold_keys(prompts.read(key)), _fold_keys(prompts.read(value))
+    longest = prompts.tokens.shape[1]
+    prompt = Part(_fold_queries(prompts.read(query)), prompt_key.flatten(0, 1), prompt_value.flatten(0, 1), longest)
+    if branches is None:
         return Tree(prompt, None)
 
     def keys(trunk: Tensor, flat: Tensor) -> Tensor:
-        own = _fold_keys(flat[pack.grid])
-        return torch.cat([trunk.expand(-1, rows, -1, -1), own], dim=2).flatten(0, 1)
+        own = _fold_keys(branches.read(flat))
+        shared = trunk.expand(-1, own.shape[1], -1, -1) if trunk.shape[1] == 1 else trunk[:, layout.home]
+        return torch.cat([shared, own], dim=2).flatten(0, 1)
 
-    branches = Part(_fold_queries(query[pack.grid]), keys(prompt_key, key), keys(prompt_value, value), longest)
-    return Tree(prompt, branches)
-
-
-def mix(tree: Tree, pack: Pack) -> Tensor:
-    """[N, H * D] attended values."""
-    mixed = _unfold_queries(tree.prompt.mix(), 1, pack.prompt_tokens)[0]
-    if tree.branches is None:
-        return mixed.flatten(1)
-    rows, longest = pack.grid.shape
-    branches = _unfold_queries(tree.branches.mix(), rows, longest)[pack.inside]
-    return torch.cat([mixed, branches]).flatten(1)
+    own_query = _fold_queries(branches.read(query))
+    longest = branches.tokens.shape[1]
+    return Tree(
+        prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, hidden=layout.hidden)
+    )
 
 
-def gradients(tree: Tree, pack: Pack, mixed: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query [N, H, D], key and value [N, Hkv, D] from that of `mix`, [N, H * D]."""
-    end = pack.prompt_tokens
-    rows, longest = pack.grid.shape
-    kv_heads, _, width = tree.prompt.key.shape
+def mix(tree: Tree, layout: Layout, out: Tensor) -> None:
+    """Write the attended values into their places of `out`, [N, H * D]."""
+    heads = out.unflatten(-1, (len(tree.prompt.key) // len(layout.prompts.tokens), -1, tree.prompt.key.shape[-1]))
+    layout.prompts.write(_unfold_queries(tree.prompt.mix(), *layout.prompts.tokens.shape), heads)
+    if tree.branches is not None and layout.branches is not None:
+        layout.branches.write(_unfold_queries(tree.branches.mix(), *layout.branches.tokens.shape), heads)
+
+
+def gradients(tree: Tree, layout: Layout, mixed: Tensor, scale: float, out: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Write the gradients of query [N, H, D], key and value [N, Hkv, D] into `out`.
+
+    Args:
+        tree: of the forward.
+        layout: of the forward.
+        mixed: [N, H * D] the gradient of the attended values.
+        scale: of the forward.
+        out: the three, of which the layout's tokens are written.
+    """
+    query, key, value = out
+    kv_heads, width = key.shape[1:]
     mixed = mixed.unflatten(-1, (kv_heads, -1, width))
-    prompt = tree.prompt.gradients(_fold_queries(mixed[:end][None]))
-    query = _unfold_queries(prompt.query, 1, end)[0]
-    key, value = prompt.key.transpose(0, 1), prompt.value.transpose(0, 1)
-    if tree.branches is not None:
-        # On padding the incoming gradient must be nothing, whatever token stands there.
-        incoming = mixed[pack.grid].mul_(pack.inside[:, :, None, None, None])
-        branches = tree.branches.gradients(_fold_queries(incoming))
-        query = torch.cat([query, _unfold_queries(branches.query, rows, longest)[pack.inside]])
-        key, value = (
-            _join(trunk, part.unflatten(0, (kv_heads, rows)), pack)
-            for trunk, part in ((key, branches.key), (value, branches.value))
-        )
-    return query.flatten(1, 2).mul_(scale), key, value
-
-
-def _join(trunk: Tensor, branches: Tensor, pack: Pack) -> Tensor:
-    """[S0, Hkv, D] of the prompt's own part and [Hkv, R, S0 + T, D] of the completions', to [N, Hkv, D]."""
-    end = pack.prompt_tokens
-    shared = branches[:, :, :end].sum(dim=1).transpose(0, 1)
-    own = branches[:, :, end:].permute(1, 2, 0, 3)[pack.inside]
-    return torch.cat([trunk + shared, own])
+    query = query.unflatten(1, (kv_heads, -1))
+    prompts, branches = layout.prompts, layout.branches
+    prompt = tree.prompt.gradients(_fold_queries(prompts.read_gradient(mixed)))
+    prompts.write(_unfold_queries(prompt.query, *prompts.tokens.shape).mul_(scale), query)
+    trunks = [part.unflatten(0, (kv_heads, -1)) for part in (prompt.key, prompt.value)]
+    if tree.branches is not None and branches is not None:
+        part = tree.branches.gradients(_fold_queries(branches.read_gradient(mixed)))
+        branches.write(_unfold_queries(part.query, *branches.tokens.shape).mul_(scale), query)
+        for trunk, found, flat in zip(trunks, (part.key, part.value), (key, value), strict=True):
+            by_row = found.unflatten(0, (kv_heads, -1))
+            shared, own = by_row[:, :, : trunk.shape[2]], by_row[:, :, trunk.shape[2] :]
+            if trunk.shape[1] == 1:
+                trunk += shared.sum(dim=1, keepdim=True)
+            else:
+                trunk.index_add_(1, layout.home, shared)
+            branches.write(_unfold_keys(own), flat)
+    for trunk, flat in zip(trunks, (key, value), strict=True):
+        prompts.write(_unfold_keys(trunk), flat)
 
 
 def _fold_queries(x: Tensor) -> Tensor:
     """[rows, T, Hkv, G, D] to [Hkv * rows, G * T, D]."""
     return x.permute(2, 0, 3, 1, 4).reshape(x.shape[2] * x.shape[0], -1, x.shape[-1])
+
+
+def _unfold_keys(x: Tensor) -> Tensor:
+    """[Hkv, rows, T, D] to [rows, T, Hkv, D]."""
+    return x.permute(1, 2, 0, 3)
 
 
 def _unfold_queries(x: Tensor, rows: int, tokens: int) -> Tensor:
