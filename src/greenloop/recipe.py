@@ -115,8 +115,8 @@ class RlooSection(_Section):
     refill: int = Field(0, ge=0)
     """At most this many extra prompts a step, drawn to replace dead groups (all raw outcomes equal)."""
     token_budget: int = Field(0, ge=0)
-    """Packed tokens in one forward and backward; a longer group is cut between completions. 0: 2048 on a CPU, 8192 on
-    a GPU."""
+    """Packed tokens in one forward and backward; a longer group is cut between completions. 0: 2048 on a CPU, what
+    the memory holds on a GPU."""
 
 
 class CurriculumSection(_Section):

@@ -15,35 +15,46 @@ from greenloop.decoder.kernels import Mixed, attend, joined
 
 
 class KVCache:
-    """Prompt keys/values [L, slots, Hkv, S, D] and completion keys/values [L, rows, Hkv, T, D]."""
+    """Prompt keys/values [L, slots, Hkv, S, D] and the rows' strips [L, rows, Hkv, T, D].
 
-    def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
+    In a `whole` cache a strip begins with a copy of its prompt and has S + T places: more memory, and one product.
+    """
+
+    def __init__(
+        self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int, whole: bool = False
+    ) -> None:
         layers, heads, width = len(decoder.layers), decoder.kv_heads, decoder.head_width
+        strip = new_tokens + prompt_tokens if whole else new_tokens
         self.prompt_k = decoder.head.new_zeros(layers, slots, heads, prompt_tokens, width)
         self.prompt_v = torch.zeros_like(self.prompt_k)
-        self.own_k = decoder.head.new_zeros(layers, rows, heads, new_tokens, width)
+        self.own_k = decoder.head.new_zeros(layers, rows, heads, strip, width)
         self.own_v = torch.zeros_like(self.own_k)
-        self.rows, self.slots, self.prompt_tokens, self.new_tokens = rows, slots, prompt_tokens, new_tokens
+        self.sizes = {"rows": rows, "slots": slots, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+        self.whole = whole
         self.scale = decoder.scale
         decoder.reserve(prompt_tokens + new_tokens)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The sizes that it was made with."""
-        return {name: getattr(self, name) for name in ("rows", "slots", "prompt_tokens", "new_tokens")}
 
     @staticmethod
     def bytes_per_token(decoder: Decoder) -> int:
         """Of one token's keys and values in all layers."""
         return 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_width * decoder.head.element_size()
 
+    def begin_rows(self, first: int, slots: list[int]) -> None:
+        """The rows from `first` on begin behind the prompts of `slots`."""
+        if self.whole:
+            chosen = torch.tensor(slots, device=self.own_k.device)
+            rows, tokens = slice(first, first + len(slots)), self.sizes["prompt_tokens"]
+            self.own_k[:, rows, :, :tokens] = self.prompt_k[:, chosen]
+            self.own_v[:, rows, :, :tokens] = self.prompt_v[:, chosen]
+
     def move_slot(self, source: int, target: int) -> None:
         """Put a prompt's keys and values into another slot."""
         self.prompt_k[:, target] = self.prompt_k[:, source]
         self.prompt_v[:, target] = self.prompt_v[:, source]
 
-    def move_row(self, source: int, target: int, length: int) -> None:
-        """Put the first `length` of a row's keys and values into another row."""
+    def move_row(self, source: int, target: int, prompt: int, own: int) -> None:
+        """Put the keys and values of a row, with so many tokens of its own behind its prompt, into another row."""
+        length = prompt + own if self.whole else own
         self.own_k[:, target, :, :length] = self.own_k[:, source, :, :length]
         self.own_v[:, target, :, :length] = self.own_v[:, source, :, :length]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from greenloop.decoder import Decoder
 from greenloop.engine.cache import KVCache, PromptAttention
 from greenloop.engine.request import Request, Sampling
-from greenloop.engine.sampler import draw, uniforms
+from greenloop.engine.sampler import Drawn, draw, uniforms
 from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, Steps
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
@@ -44,6 +44,11 @@ class _Row:
     uniform: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def next_uniform(self) -> float:
+        """The number that its next token is drawn with."""
+        return float(self.uniform[len(self.tokens)])
 
 
 @dataclass(slots=True)
@@ -85,7 +90,7 @@ class Engine:
         wanted = _completions_of(requests)
         if not wanted.total():
             return
-        rows = min(self.rows or affordable_rows(self.decoder, requests, sampling), wanted.total())
+        rows = min(self.rows or affordable_rows(self.decoder, requests, sampling, whole=self.fixed), wanted.total())
         steps = self._steps(
             rows=rows,
             slots=min(rows, len(wanted)),
@@ -99,30 +104,37 @@ class Engine:
     def _steps(self, **sizes: int) -> Steps:
         """Steps over a cache of at least these sizes; fixed ones are kept for the next call, and grow."""
         if not self.fixed:
-            return FreeSteps(self.decoder, KVCache(self.decoder, **sizes))
+            return FreeSteps(self.decoder, KVCache(self.decoder, **sizes, whole=False))
         # Taken out: a second call beside an unfinished one gets a cache of its own.
         idle, self._idle = self._idle, None
-        if idle is None:
-            return FixedSteps.sized(self.decoder, **sizes)
-        had = idle.cache.sizes
-        if all(had[name] >= size for name, size in sizes.items()):
-            return idle
-        del idle
-        return FixedSteps.sized(self.decoder, **{name: max(had[name], size) for name, size in sizes.items()})
+        if idle is not None:
+            had = idle.cache.sizes
+            if all(had[name] >= size for name, size in sizes.items()):
+                return idle
+            sizes = {name: max(had[name], size) for name, size in sizes.items()}
+            del idle
+        return FixedSteps(self.decoder, **sizes)
 
 
-def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling) -> int:
-    """How many completions may be in flight within the memory for keys and values: a strip each, and the prompts that
-    they may have."""
+def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling, *, whole: bool = False) -> int:
+    """How many completions may be in flight within the memory for keys and values.
+
+    Args:
+        decoder: the model.
+        requests: what is wanted.
+        sampling: how long a completion may become.
+        whole: a row has its prompt in its strip too.
+    """
     wanted = _completions_of(requests)
     memory, most = CACHE_BYTES, MOST_ROWS
     if decoder.device.type == "cuda":
         memory, most = int(CUDA_SHARE * torch.cuda.mem_get_info(decoder.device)[1]), CUDA_MOST_ROWS
     tokens = memory // KVCache.bytes_per_token(decoder)
     longest = max(map(len, wanted))
+    strip = sampling.max_new_tokens + (longest if whole else 0)
     # With fewer rows than prompts each row may have a prompt of its own.
-    own_prompts = tokens // (sampling.max_new_tokens + longest)
-    shared = (tokens - len(wanted) * longest) // sampling.max_new_tokens
+    own_prompts = tokens // (strip + longest)
+    shared = (tokens - len(wanted) * longest) // strip
     return max(1, min(most, max(own_prompts, shared)))
 
 
@@ -162,7 +174,7 @@ class _Batch:
         while self.waiting or self.active:
             yield from self._admit()
             if self.active:
-                yield from self._advance(range(len(self.active)), self._decode())
+                yield from self._advance(range(len(self.active)), self._decoded())
 
     def _admit(self) -> Iterator[Completion]:
         """Fill free rows with waiting samples; their first token comes from the prompt's logits."""
@@ -174,8 +186,9 @@ class _Batch:
             for (group, sample), slot in zip(admitted, slots, strict=True):
                 seed = seed_for(self.requests[group].seed, sample)
                 self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
+            self.cache.begin_rows(before, slots)
             logits = torch.stack([self.slots[slot].logits for slot in slots])
-            yield from self._advance(range(before, len(self.active)), logits)
+            yield from self._advance(range(before, len(self.active)), self._drawn(self.active[before:], logits))
 
     def _slots_of(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
         """Each prompt's slot; new prompts are computed into the next free ones."""
@@ -203,20 +216,23 @@ class _Batch:
         logits = self.decoder.logits(hidden[ends.to(device)])
         self.slots.extend(map(_Slot, prompts, logits))
 
-    def _decode(self) -> Tensor:
-        """[B, V] logits after the last token of every active row."""
+    def _decoded(self) -> Drawn:
+        """The next token of every active row."""
         rows = InFlight(
             tokens=[row.tokens[-1] for row in self.active],
             own=[len(row.tokens) - 1 for row in self.active],
             slots=[row.slot for row in self.active],
             prompts=[len(slot.token_ids) for slot in self.slots],
         )
-        return self.steps.logits(rows)
+        ways = {self.ways[row.group] for row in self.active}
+        if len(ways) == 1:
+            return self.steps.drawn(rows, [row.next_uniform for row in self.active], ways.pop())
+        return self._drawn(self.active, self.steps.logits(rows))
 
-    def _advance(self, rows: range, logits: Tensor) -> Iterator[Completion]:
-        """Draw a token for each of `rows`; retire and yield those that end."""
+    def _advance(self, rows: range, drawn: Drawn) -> Iterator[Completion]:
+        """Give each of `rows` its token; retire and yield those that end."""
         ended: list[tuple[int, Finish]] = []
-        for row, (token, logprob) in zip(rows, self._drawn([self.active[row] for row in rows], logits), strict=True):
+        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True):
             state = self.active[row]
             state.tokens.append(token)
             state.logprobs.append(logprob)
@@ -226,24 +242,24 @@ class _Batch:
         for row, finish in reversed(ended):
             yield self._retire(row, finish)
 
-    def _drawn(self, rows: Sequence[_Row], logits: Tensor) -> Iterator[tuple[int, float]]:
-        """The next token of each row and its log-prob."""
-        uniform = torch.tensor([row.uniform[len(row.tokens)] for row in rows], dtype=torch.float64)
+    def _drawn(self, rows: Sequence[_Row], logits: Tensor) -> Drawn:
+        """The next token of each row from its logits, each in its own way."""
+        uniform = torch.tensor([row.next_uniform for row in rows], dtype=torch.float64)
         ways = [self.ways[row.group] for row in rows]
         tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
         for way in set(ways):
             index = torch.tensor([at for at, one in enumerate(ways) if one == way])
             chosen = logits if len(index) == len(rows) else logits[index.to(logits.device)]
-            drawn = draw(chosen, uniform[index].to(logits.device), way)
-            tokens[index], logprobs[index] = drawn.tokens.cpu(), drawn.logprobs.cpu()
-        return zip(tokens.tolist(), logprobs.tolist(), strict=True)
+            drawn = draw(chosen, uniform[index].to(logits.device), way).cpu()
+            tokens[index], logprobs[index] = drawn.tokens, drawn.logprobs
+        return Drawn(tokens, logprobs)
 
     def _retire(self, index: int, finish: Finish) -> Completion:
         """Take a row out; the last one moves into its place."""
         row, last = self.active[index], self.active.pop()
         if row is not last:
             self.active[index] = last
-            self.cache.move_row(len(self.active), index, len(last.tokens))
+            self.cache.move_row(len(self.active), index, len(self.slots[last.slot].token_ids), len(last.tokens))
         request = self.requests[row.group]
         self.unfinished[request.token_ids] -= 1
         if not self.unfinished[request.token_ids]:

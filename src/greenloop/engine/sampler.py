@@ -27,6 +27,10 @@ class Drawn:
     logprobs: Tensor
     """[B] float32, nats."""
 
+    def cpu(self) -> Drawn:
+        """The same on the CPU."""
+        return Drawn(self.tokens.cpu(), self.logprobs.cpu())
+
 
 def uniforms(seed: int, count: int) -> np.ndarray:
     """[count] float64 in [0, 1): the draws of one completion, token by token (Philox, counter-based)."""

@@ -1,14 +1,15 @@
 """One decode step of the rows in flight, in the two ways that suit a processor and a GPU.
 
-In: the last token of every row and where it stands. Out: logits. A CPU gets shapes as small as the step allows; a GPU
-gets shapes that never change, so that the whole step is one CUDA graph: launching its kernels one by one takes longer
-than they do. Knows no sampling.
+In: the last token of every row and where it stands. Out: logits, or the next tokens. A processor gets shapes as small
+as the step allows; a GPU gets shapes that never change, so that the whole step is one CUDA graph: launching its kernels
+one by one takes longer than they do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from greenloop.decoder import Decoder
 from greenloop.engine.cache import KVCache, RowAttention
+from greenloop.engine.request import Sampling
+from greenloop.engine.sampler import Drawn, draw
 
 _ROUND_TOKENS = 64
 """Fixed shapes come in multiples of this, so that few sizes are captured and every mask is aligned."""
@@ -29,7 +32,7 @@ class InFlight:
     tokens: Sequence[int]
     """[B] last token of each row."""
     own: Sequence[int]
-    """[B] tokens in each row's strip."""
+    """[B] tokens of its own that stand in each row's strip."""
     slots: Sequence[int]
     """[B] slot of each row's prompt."""
     prompts: Sequence[int]
@@ -43,6 +46,10 @@ class Steps(Protocol):
 
     def logits(self, rows: InFlight) -> Tensor:
         """[B, V] after the last token of every active row; valid until the next call."""
+        ...
+
+    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
+        """The next token of every active row, on the CPU; `uniform` as for `draw`."""
         ...
 
 
@@ -61,100 +68,114 @@ class FreeSteps:
         attend = RowAttention(self.cache, slots, prompts, own)
         return self.decoder.logits(self.decoder.forward(tokens, prompts[slots] + own, attend))
 
+    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
+        """See `Steps`."""
+        logits = self.logits(rows)
+        return draw(logits, torch.tensor(uniform, dtype=torch.float64, device=logits.device), sampling).cpu()
+
 
 class FixedSteps:
-    """Each step in one of a few shapes: a power of two of rows over whole prompts and whole strips.
+    """Each step in one of a few shapes: a power of two of rows over whole strips.
 
     On a CUDA device every shape is captured once. A graph keeps the addresses of what it read, so the cache outlives
     the calls that use it, and weights may change in place only (`FusedLinear.refresh` does).
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
-        self.decoder, self.cache = decoder, cache
-        device = decoder.device
-        self.state = torch.zeros(3 * cache.rows + cache.slots, dtype=torch.int64, device=device)
-        self.angles = decoder.rotary(torch.arange(cache.prompt_tokens + cache.new_tokens, device=device))
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-
-    @staticmethod
-    def sized(decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> FixedSteps:
+    def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
         """Over a new cache of at least these sizes."""
         prompt_tokens, new_tokens = (-(-n // _ROUND_TOKENS) * _ROUND_TOKENS for n in (prompt_tokens, new_tokens))
-        cache = KVCache(decoder, rows=rows, slots=slots, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-        return FixedSteps(decoder, cache)
+        self.decoder, self.rows = decoder, rows
+        self.cache = KVCache(
+            decoder, rows=rows, slots=slots, prompt_tokens=prompt_tokens, new_tokens=new_tokens, whole=True
+        )
+        self.tokens = torch.zeros(2, rows, dtype=torch.int64, device=decoder.device)
+        """Last token of each row, and its position."""
+        self.uniform = torch.zeros(rows, dtype=torch.float64, device=decoder.device)
+        self.angles = decoder.rotary(torch.arange(prompt_tokens + new_tokens, device=decoder.device))
+        self._graphs: dict[tuple[int, Sampling | None], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     def logits(self, rows: InFlight) -> Tensor:
         """See `Steps`."""
-        count, most = len(rows.tokens), self.cache.rows
-        state = torch.zeros(self.state.shape, dtype=torch.int64)
-        for at, values in ((0, rows.tokens), (most, rows.own), (2 * most, rows.slots), (3 * most, rows.prompts)):
-            state[at : at + len(values)] = torch.tensor(values)
-        self.state.copy_(state)
-        # Rows beyond the active ones compute something that nobody reads, into strips that nobody has.
-        width = min(most, 1 << (count - 1).bit_length())
-        logits = self._compute(width) if self._pool is None else self._replayed(width)
-        return logits[:count]
+        width = self._placed(rows)
+        return self._computed(partial(self._logits, width), (width, None))[: len(rows.tokens)]
 
-    def _replayed(self, width: int) -> Tensor:
-        if width not in self._graphs:
+    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
+        """See `Steps`."""
+        width = self._placed(rows)
+        self.uniform[: len(uniform)] = torch.tensor(uniform, dtype=torch.float64)
+        tokens, logprobs = self._computed(partial(self._drawn, width, sampling), (width, sampling)).cpu()
+        count = len(rows.tokens)
+        return Drawn(tokens[:count].long(), logprobs[:count].float())
+
+    def _placed(self, rows: InFlight) -> int:
+        """Hand the rows to the device; returns how many it computes.
+
+        Rows beyond the active ones compute something that nobody reads, into strips that nobody has.
+        """
+        positions = [rows.prompts[slot] + own for slot, own in zip(rows.slots, rows.own, strict=True)]
+        count = len(positions)
+        width = min(self.rows, 1 << (count - 1).bit_length())
+        idle = [0] * (width - count)
+        self.tokens[:, :width] = torch.tensor([[*rows.tokens, *idle], [*positions, *idle]])
+        return width
+
+    def _computed(self, compute: Callable[[], Tensor], key: tuple[int, Sampling | None]) -> Tensor:
+        if self._pool is None:
+            return compute()
+        if key not in self._graphs:
             # Libraries choose their kernels and take their workspaces at the first call, which no graph may hold.
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
-                self._compute(width)
+                compute()
             torch.cuda.current_stream().wait_stream(beside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                logits = self._compute(width)
-            self._graphs[width] = graph, logits
-        graph, logits = self._graphs[width]
+                result = compute()
+            self._graphs[key] = graph, result
+        graph, result = self._graphs[key]
         graph.replay()
-        return logits
+        return result
 
-    def _compute(self, width: int) -> Tensor:
-        """[width, V] from `state`."""
-        most = self.cache.rows
-        tokens, own, slots = (self.state[at : at + width] for at in (0, most, 2 * most))
-        prompts = self.state[3 * most :][slots]
-        positions = prompts + own
-        attend = FixedAttention(self.cache, slots, prompts, own)
+    def _logits(self, width: int) -> Tensor:
+        """[width, V]."""
+        tokens, positions = self.tokens[:, :width]
         cos, sin = (angle[positions] for angle in self.angles)
+        attend = FixedAttention(self.cache, positions)
         return self.decoder.logits(self.decoder.forward_at(tokens, cos, sin, attend))
+
+    def _drawn(self, width: int, sampling: Sampling) -> Tensor:
+        """[2, width] float64: tokens and log-probs, so that one copy brings both."""
+        drawn = draw(self._logits(width), self.uniform[:width], sampling)
+        return torch.stack([drawn.tokens.double(), drawn.logprobs.double()])
 
 
 class FixedAttention:
-    """`RowAttention` in fixed shapes: every row over its whole prompt slot and its whole strip, ends masked."""
+    """`RowAttention` in fixed shapes: every row over its whole strip, its prompt included, the end masked."""
 
-    def __init__(self, cache: KVCache, slots: Tensor, prompts: Tensor, own: Tensor) -> None:
+    def __init__(self, cache: KVCache, positions: Tensor) -> None:
         """Plan a step.
 
         Args:
-            cache: holds the keys and values.
-            slots: [B] int64 slot of each row.
-            prompts: [B] int64 tokens of each row's prompt.
-            own: [B] int64 tokens in each row's strip before this step.
+            cache: a whole one.
+            positions: [B] int64 of the rows' last tokens.
         """
-        self.cache, self.slots, self.own = cache, slots, own
-        self.rows = len(slots)
-        self.index = torch.arange(self.rows, device=slots.device)
-        in_prompt = torch.arange(cache.prompt_tokens, device=slots.device) < prompts[:, None]
-        in_own = torch.arange(cache.new_tokens, device=slots.device) <= own[:, None]
-        hidden = torch.cat([in_prompt, in_own], dim=1).logical_not_()[:, None, None]
-        self.mask = torch.zeros(hidden.shape, dtype=cache.own_k.dtype, device=slots.device)
-        self.mask.masked_fill_(hidden, float("-inf"))
+        self.cache, self.positions, self.rows = cache, positions, len(positions)
+        self.index = torch.arange(self.rows, device=positions.device)
+        beyond = torch.arange(cache.own_k.shape[3], device=positions.device) > positions[:, None]
+        self.mask = torch.zeros(beyond.shape, dtype=cache.own_k.dtype, device=positions.device)
+        self.mask = self.mask.masked_fill_(beyond, float("-inf"))[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `decoder.Attend`."""
-        cache = self.cache
+        keys, values = self.cache.own_k[layer], self.cache.own_v[layer]
+        keys[self.index, :, self.positions] = k
+        values[self.index, :, self.positions] = v
         # The query heads that share a KV head are folded into the query length.
         q = q.unflatten(1, (k.shape[1], -1))
-        keys = self._stored(cache.prompt_k[layer], cache.own_k[layer], k)
-        values = self._stored(cache.prompt_v[layer], cache.own_v[layer], v)
         mask = self.mask.expand(-1, q.shape[1], q.shape[2], -1)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=cache.scale).flatten(1)
-
-    def _stored(self, prompts: Tensor, strips: Tensor, new: Tensor) -> Tensor:
-        """[B, Hkv, S + T, D] after the `new` [B, Hkv, D] was stored."""
-        strips[self.index, :, self.own] = new
-        return torch.cat([prompts.index_select(0, self.slots), strips[: self.rows]], dim=2)
+        mixed = F.scaled_dot_product_attention(
+            q, keys[: self.rows], values[: self.rows], attn_mask=mask, scale=self.cache.scale
+        )
+        return mixed.flatten(1)

@@ -129,7 +129,7 @@ class Improver:
         self.policy, self.optimizer, self.scheduler = policy, optimizer, scheduler
         self.rloo, self.beta, self.max_grad_norm = rloo, beta, max_grad_norm
         high = rloo.epsilon if rloo.epsilon_high is None else rloo.epsilon_high
-        self.token_budget = rloo.token_budget or (8192 if policy.decoder.device.type == "cuda" else 2048)
+        self.token_budget = rloo.token_budget or policy.affordable_tokens()
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:

@@ -22,6 +22,8 @@ from greenloop.learn.tree_attention import Layout
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
+_CPU_TOKENS = 2048
+_MOST_TOKENS = 32768
 LayerForward = Callable[[Plan, DecoderLayer, Tensor], Tensor]
 
 
@@ -90,6 +92,24 @@ class Policy:
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's weights, in a fixed order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def affordable_tokens(self) -> int:
+        """Packed tokens of one forward and backward.
+
+        A processor takes what its caches like; a GPU what a quarter of its memory keeps of every layer: two residual
+        inputs in float32, the heads twice, the attended values and the gate.
+        """
+        decoder = self.decoder
+        if decoder.device.type != "cuda":
+            return _CPU_TOKENS
+        kept: int = sum(
+            8 * layer.qkv.in_features
+            + decoder.head.element_size()
+            * (2 * len(layer.qkv.weight) + layer.output.in_features + len(layer.gate_up.weight))
+            for layer in decoder.layers
+        )
+        memory: int = torch.cuda.mem_get_info(decoder.device)[1] // 4
+        return max(_CPU_TOKENS, min(memory // kept, _MOST_TOKENS))
 
     def refresh(self) -> None:
         """Take the adapter's present values: to be called after each optimiser step."""
