@@ -1,0 +1,119 @@
+"""How long an evaluation takes, end to end, beside `transformers.generate` with its best batch size.
+
+    GREENLOOP_DATA_DIR=... python -m bench.evaluation --tasks mbpp:test --batch 8 16 32
+
+Both sides get the same model, prompts and limit, answer greedily and have their answers judged by the same judge.
+Theirs is `generate` over left-padded batches of prompts of like length, once for each `--batch`, judged after each
+batch as its users do. Writes `evaluation.json` and `evaluation.md` to `--out`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.command import machine, parser_of, save
+from greenloop.engine.build import make_engine
+from greenloop.evaluate import EvaluationSettings, evaluate
+from greenloop.models import resolve
+from greenloop.models.load import load_model
+from greenloop.places import cache_dir, data_dir
+from greenloop.prompt import get_protocol, render
+from greenloop.sandbox import SandboxVerifier
+from greenloop.tasks import load_tasks
+from greenloop.tuning import prepare_process
+from greenloop.types import Outcome, Prompt, TaskSet, Verifier
+
+
+def ours(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int) -> tuple[int, int]:
+    """Passed answers and completion tokens of `greenloop eval`."""
+    engine = make_engine(loaded.model, loaded.tokenizer)
+    settings = EvaluationSettings(max_new_tokens=limit)
+    answers = evaluate(engine, loaded.tokenizer, verifier, tasks, settings, seed=0).answers
+    return sum(answer.passed for answer in answers), sum(len(answer.completion.token_ids) for answer in answers)
+
+
+@torch.inference_mode()
+def theirs(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int, batch: int) -> tuple[int, int]:
+    """The same of `generate` in batches."""
+    tokenizer, protocol = loaded.tokenizer, get_protocol("train")
+    prompts = sorted((render(protocol, task, tokenizer) for task in tasks.tasks), key=lambda one: len(one.token_ids))
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    passed = tokens = 0
+    for start in range(0, len(prompts), batch):
+        chosen = prompts[start : start + batch]
+        ids, mask = left_padded(chosen, pad, loaded.device)
+        output = loaded.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=limit)
+        new = output[:, ids.shape[1] :]
+        tokens += int((new != pad).sum())
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        verdicts = [
+            verifier.submit(prompt.task, protocol.extract(text, prompt.task))
+            for prompt, text in zip(chosen, texts, strict=True)
+        ]
+        passed += sum(verdict.result().outcome is Outcome.PASSED for verdict in verdicts)
+    return passed, tokens
+
+
+def left_padded(prompts: Sequence[Prompt], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, S] token ids and their mask."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    rows = [[pad] * (longest - len(prompt.token_ids)) + list(prompt.token_ids) for prompt in prompts]
+    masks = [[0] * (longest - len(prompt.token_ids)) + [1] * len(prompt.token_ids) for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
+
+
+def timed(name: str, action: Callable[[], tuple[int, int]]) -> dict[str, Any]:
+    """One run of one side."""
+    started = time.perf_counter()
+    passed, tokens = action()
+    seconds = time.perf_counter() - started
+    print(f"{name}: {seconds:.1f} s, {passed} passed, {tokens} tokens", flush=True)
+    return {"side": name, "seconds": seconds, "passed": passed, "tokens": tokens, "tokens_per_s": tokens / seconds}
+
+
+def markdown(runs: Sequence[dict[str, Any]]) -> str:
+    """The table for people."""
+    lines = ["| side | seconds | passed | tokens/s | times greenloop's seconds |", "|---|---|---|---|---|"]
+    for run in runs:
+        ratio = run["seconds"] / runs[0]["seconds"]
+        lines.append(
+            f"| {run['side']} | {run['seconds']:.1f} | {run['passed']} | {run['tokens_per_s']:.0f} | {ratio:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Both sides, one after the other."""
+    parser = parser_of(__doc__)
+    parser.set_defaults(tasks="mbpp:test")
+    parser.add_argument("--limit", type=int, default=0, help="only the first n tasks; 0 takes all")
+    parser.add_argument("--max-new-tokens", type=int, default=200)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="their batch sizes, each tried")
+    options = parser.parse_args()
+    tasks = load_tasks(options.tasks, data_dir=data_dir())
+    if options.limit:
+        tasks = replace(tasks, tasks=tasks.tasks[: options.limit])
+    prepare_process()
+    source = resolve(options.model, cache_dir=cache_dir())
+    new_tokens = options.max_new_tokens
+    with SandboxVerifier() as verifier:
+        sides = {"greenloop": ours} | {
+            f"transformers, {batch} rows": partial(theirs, batch=batch) for batch in options.batch
+        }
+        runs = []
+        for name, side in sides.items():
+            # Each with weights of its own: our engine lays them out anew.
+            loaded = load_model(source, dtype=options.dtype, device=options.device)
+            runs.append(timed(name, partial(side, loaded, tasks, verifier, new_tokens)))
+    save(options.out, "evaluation", {"machine": machine(), "runs": runs}, markdown(runs))
+    print(markdown(runs))
+
+
+if __name__ == "__main__":
+    main()
