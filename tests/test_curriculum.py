@@ -95,3 +95,9 @@ def test_experience_prefers_what_is_mixed_and_lets_go_of_what_is_learned():
         experience = experience.after({"mixed": (8, 0)})
     assert experience.weights(8)["mixed"] < 0.5 * first["mixed"]
     assert experience.weights(8)["hopeless"] == first["hopeless"]
+
+
+def test_focus_draws_the_hopeless_less_often():
+    experience = Experience({"mixed": (2, 2), "hopeless": (0, 4)}, prior=(0.2, 0.8))
+    plain, focused = experience.weights(8), experience.weights(8, focus=3)
+    assert focused["mixed"] / focused["hopeless"] == pytest.approx((plain["mixed"] / plain["hopeless"]) ** 3)

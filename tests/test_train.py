@@ -330,14 +330,16 @@ def test_dropout_is_resumed_bit_for_bit_too(model_folder: Path, tasks_file: Path
 def test_a_probe_asks_every_task_and_then_steers_the_draw(
     model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
 ):
-    chosen = recipe(model_folder, tasks_file, eval_tasks="", steps=6, beta=0.0, curriculum={"probe": 3})
+    chosen = recipe(model_folder, tasks_file, eval_tasks="", steps=6, beta=0.0, curriculum={"probe": 3, "focus": 2})
     folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
     probe = json.loads(folder.probe.read_text())
     assert {task_id: sum(counts) for task_id, counts in probe.items()} == {f"tiny/{i}": 3 for i in range(5)}
     experience = Experience.of_probe(probe)
     for record in read_journal(folder.journal):
         wanted = Deck(load_tasks(chosen.tasks).tasks, seed_for(chosen.seed, "deck"))
-        favoured = wanted.favour(record["step"], chosen.prompts, experience.weights(chosen.samples))
+        favoured = wanted.favour(
+            record["step"], chosen.prompts, experience.weights(chosen.samples, chosen.curriculum.focus)
+        )
         assert record["tasks"] == [task.task_id for task in favoured]
         assert all(sum(counts) == chosen.samples for counts in record["task_outcomes"].values())
         experience = experience.after(record["task_outcomes"])

@@ -109,9 +109,9 @@ class Experience:
             counts[task_id] = (_MEMORY * old[0] + passed, _MEMORY * old[1] + failed)
         return replace(self, counts=counts)
 
-    def weights(self, samples: int) -> dict[str, float]:
-        """Each task's chance of a live group of `samples`."""
-        return {task_id: live_chance(*counts, samples, self.prior) for task_id, counts in self.counts.items()}
+    def weights(self, samples: int, focus: float = 1.0) -> dict[str, float]:
+        """Each task's chance of a live group of `samples`, to the power of `focus`."""
+        return {task_id: live_chance(*counts, samples, self.prior) ** focus for task_id, counts in self.counts.items()}
 
 
 def probe_line(probed: Experience, samples: int) -> str:

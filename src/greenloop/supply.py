@@ -67,7 +67,7 @@ class Supply:
 
     def groups(self, step: int, experience: Experience | None) -> Sampled:
         """The step's groups as drawn, and as trained: dead ones replaced by live extra ones, within the budget."""
-        weights = None if experience is None else experience.weights(self.recipe.samples)
+        weights = None if experience is None else experience.weights(self.recipe.samples, self.recipe.curriculum.focus)
         tasks = (
             self.deck.draw(step, self.recipe.prompts)
             if weights is None
