@@ -126,7 +126,7 @@ class CurriculumSection(_Section):
     """Samples of every task before the first step; tasks are then drawn by their chance of a group with both outcomes,
     which each step's outcomes keep current. 0: no probe, every task once an epoch."""
     focus: float = Field(1.0, gt=0, le=10)
-    """Tasks are drawn by that chance to this power: 1 also tries what never passed, 3 keeps to what is known as mixed."""
+    """Tasks are drawn by that chance to this power: 1 also tries what never passed, 3 keeps to what is known mixed."""
 
 
 class RewardSection(_Section):
