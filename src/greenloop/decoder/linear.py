@@ -51,8 +51,12 @@ class FusedLinear:
             self.weight[out, self.in_features :][:, rank].copy_(b * scale)
 
     def pack(self, rows: int) -> None:
-        """Lay the present weight out for calls with about `rows` rows, until the next `refresh`."""
+        """Lay the present weight out for calls with about `rows` rows, until the next `refresh` or `unpack`."""
         self._packed = packed(self.weight, rows)
+
+    def unpack(self) -> None:
+        """Give up what `pack` made: a second copy of the weight."""
+        self._packed = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, sum of the layers' outputs]."""

@@ -8,7 +8,7 @@ would round it anew).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,17 +108,25 @@ class Decoder:
 
     def refresh(self) -> None:
         """Take the adapter's present values."""
-        for layer in self.layers:
-            for fused in layer.linears:
-                fused.refresh()
+        for fused in self._linears():
+            fused.refresh()
 
     def pack(self, rows: int) -> None:
-        """Lay the present weights out for forwards of about `rows` tokens, until the next `refresh`."""
-        for layer in self.layers:
-            for fused in layer.linears:
-                fused.pack(rows)
+        """Lay the present weights out for forwards of about `rows` tokens, until the next `refresh` or `unpack`."""
+        for fused in self._linears():
+            fused.pack(rows)
         if self._head.rows != rows:
             self._head = _PackedHead(packed(self.head, rows), rows)
+
+    def unpack(self) -> None:
+        """Give up what `pack` made: a second copy of all weights."""
+        for fused in self._linears():
+            fused.unpack()
+        self._head = _PackedHead(None, 0)
+
+    def _linears(self) -> Iterator[FusedLinear]:
+        for layer in self.layers:
+            yield from layer.linears
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """[N] tokens at [N] reserved positions to [N, d] hidden states after the final norm. Keeps no graph."""

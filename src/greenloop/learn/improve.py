@@ -129,7 +129,7 @@ class Improver:
         self.policy, self.optimizer, self.scheduler = policy, optimizer, scheduler
         self.rloo, self.beta, self.max_grad_norm = rloo, beta, max_grad_norm
         high = rloo.epsilon if rloo.epsilon_high is None else rloo.epsilon_high
-        self.token_budget = rloo.token_budget or policy.affordable_tokens()
+        self.token_budget = rloo.token_budget or policy.most_tokens
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
@@ -144,6 +144,8 @@ class Improver:
         Raises:
             TrainingError: the loss or the gradient is not finite; no step was taken with it.
         """
+        # Between two rollouts the second copy of the weights would only stand beside the activations.
+        self.policy.decoder.unpack()
         tally = _Tally()
         step = _Step(
             groups=groups,
@@ -207,13 +209,13 @@ class Improver:
         return [_per_completion(tokens, pack) for tokens, pack in zip(logprobs, packs, strict=True)]
 
     def _batches(self, step: _Step) -> list[list[tuple[int, Pack]]]:
-        """What has a gradient, or whose advantage must be measured first, in forwards of the token budget."""
+        """What has a gradient, or whose advantage must be measured first, forward by forward."""
         packs = [
             (p, pack)
             for p, group in enumerate(step.groups)
             for pack in self._packs(group, range(len(group.completions)) if step.unknown(p) else self._live(step, p))
         ]
-        return batched(packs, self.token_budget)
+        return batched(packs, min(self.token_budget, self.policy.batch_tokens))
 
     def _first_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
         """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""

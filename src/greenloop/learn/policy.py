@@ -23,7 +23,7 @@ from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
 _CPU_TOKENS = 2048
-_MOST_TOKENS = 32768
+_GPU_TOKENS = 32768
 LayerForward = Callable[[Plan, DecoderLayer, Tensor], Tensor]
 
 
@@ -93,11 +93,12 @@ class Policy:
         """The adapter's weights, in a fixed order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def affordable_tokens(self) -> int:
-        """Packed tokens of one forward and backward.
+    @property
+    def most_tokens(self) -> int:
+        """Packed tokens of one group that a forward and backward may take.
 
-        A processor takes what its caches like; a GPU what a quarter of its memory keeps of every layer: two residual
-        inputs in float32, the heads twice, the attended values and the gate.
+        On a GPU what a quarter of its memory keeps of every layer: two residual inputs in float32, the heads twice, the
+        attended values and the gate.
         """
         decoder = self.decoder
         if decoder.device.type != "cuda":
@@ -109,7 +110,12 @@ class Policy:
             for layer in decoder.layers
         )
         memory: int = torch.cuda.mem_get_info(decoder.device)[1] // 4
-        return max(_CPU_TOKENS, min(memory // kept, _MOST_TOKENS))
+        return max(_CPU_TOKENS, min(memory // kept, _GPU_TOKENS))
+
+    @property
+    def batch_tokens(self) -> int:
+        """Packed tokens of several groups that are worth one forward: more only costs a processor memory."""
+        return self.most_tokens if self.decoder.device.type == "cuda" else _CPU_TOKENS // 2
 
     def refresh(self) -> None:
         """Take the adapter's present values: to be called after each optimiser step."""
