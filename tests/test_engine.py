@@ -7,12 +7,12 @@ import torch
 
 from conftest import ByteText, with_adapter
 from greenloop.decoder import Decoder
-from greenloop.engine import generate
 from greenloop.engine.build import make_engine
 from greenloop.engine.cache import KVCache
 from greenloop.engine.fallback import TransformersEngine
 from greenloop.engine.generate import CACHE_BYTES, MOST_ROWS, Engine, affordable_rows
 from greenloop.engine.request import Request, Sampling
+from greenloop.engine.steps import FreeSteps
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
@@ -145,7 +145,7 @@ def test_two_unfinished_calls_of_an_engine_do_not_share_a_cache(tiny_model):
 def test_prompts_beyond_one_forward_are_computed_in_several(tiny_model, monkeypatch):
     stopper = Stopper(ByteText(), ENDS)
     together = completions(Engine(Decoder(tiny_model), stopper), requests())
-    monkeypatch.setattr(generate, "PREFILL_TOKENS", 23)
+    monkeypatch.setattr(FreeSteps, "prefill_tokens", 23)
     engine = Engine(Decoder(tiny_model), stopper)
     lengths = lengths_of_forwards(engine, monkeypatch)
     assert tokens(completions(engine, requests())) == tokens(together)

@@ -82,6 +82,29 @@ class PromptAttention:
         return mixed[0].transpose(0, 1).flatten(1)
 
 
+class PaddedPromptAttention:
+    """`PromptAttention` in one padded product: a GPU waits for launches, a processor would compute the padding."""
+
+    def __init__(self, cache: KVCache, first_slot: int, lengths: list[int]) -> None:
+        self.cache, self.longest, device = cache, max(lengths), cache.own_k.device
+        self.slots = slice(first_slot, first_slot + len(lengths))
+        steps, counts = torch.arange(self.longest), torch.tensor(lengths)
+        starts = counts.cumsum(0) - counts
+        # Behind its end a prompt reads some token: causal attention hides it from the prompt's own.
+        self.read = (starts[:, None] + steps).clamp_max_(int(counts.sum()) - 1).to(device)
+        self.cells = (steps < counts[:, None]).flatten().nonzero().squeeze(1).to(device)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `decoder.Attend`."""
+        q, k, v = (x[self.read].transpose(1, 2) for x in (q, k, v))
+        self.cache.prompt_k[layer, self.slots, :, : self.longest] = k
+        self.cache.prompt_v[layer, self.slots, :, : self.longest] = v
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.cache.scale)
+        return mixed.transpose(1, 2).flatten(2).flatten(0, 1)[self.cells]
+
+
 class RowAttention:
     """One decode step: every row attends to its prompt's slot and to its own strip, and the two are joined.
 

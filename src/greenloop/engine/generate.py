@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Decoder
-from greenloop.engine.cache import KVCache, PromptAttention
+from greenloop.engine.cache import KVCache
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.sampler import Drawn, draw, uniforms
 from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, Steps
@@ -30,8 +30,6 @@ MOST_ROWS = 128
 CUDA_SHARE = 1 / 8
 """Of a card's memory, for keys and values."""
 CUDA_MOST_ROWS = 512
-PREFILL_TOKENS = 2048
-"""Prompts are computed together up to this many tokens."""
 
 
 @dataclass(slots=True)
@@ -197,7 +195,7 @@ class _Batch:
         for token_ids in dict.fromkeys(prompts):
             if token_ids in known:
                 continue
-            if together and sum(map(len, together)) + len(token_ids) > PREFILL_TOKENS:
+            if together and sum(map(len, together)) + len(token_ids) > self.steps.prefill_tokens:
                 self._prefill(together)
                 together = []
             known[token_ids] = len(self.slots) + len(together)
@@ -211,7 +209,7 @@ class _Batch:
         device, lengths = self.decoder.device, [len(token_ids) for token_ids in prompts]
         token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        hidden = self.decoder.forward(token_ids, positions, PromptAttention(self.cache, len(self.slots), lengths))
+        hidden = self.decoder.forward(token_ids, positions, self.steps.prompts(len(self.slots), lengths))
         ends = torch.tensor(lengths).cumsum(0) - 1
         logits = self.decoder.logits(hidden[ends.to(device)])
         self.slots.extend(map(_Slot, prompts, logits))

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greenloop.decoder import Decoder
-from greenloop.engine.cache import KVCache, RowAttention
+from greenloop.decoder import Attend, Decoder
+from greenloop.engine.cache import KVCache, PaddedPromptAttention, PromptAttention, RowAttention
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import Drawn, draw
 
+_LEAST_ROWS = 16
+"""Fewer take as long."""
 _ROUND_TOKENS = 64
 """Fixed shapes come in multiples of this, so that few sizes are captured and every mask is aligned."""
 
@@ -43,6 +45,12 @@ class Steps(Protocol):
     """Computes decode steps over a cache."""
 
     cache: KVCache
+    prefill_tokens: int
+    """Prompts are computed together up to this many tokens."""
+
+    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
+        """The attention of prompts that stand one after another, for the slots from `first_slot` on."""
+        ...
 
     def logits(self, rows: InFlight) -> Tensor:
         """[B, V] after the last token of every active row; valid until the next call."""
@@ -56,8 +64,14 @@ class Steps(Protocol):
 class FreeSteps:
     """Each step in its own shapes."""
 
+    prefill_tokens = 2048
+
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder, self.cache = decoder, cache
+
+    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
+        """See `Steps`."""
+        return PromptAttention(self.cache, first_slot, lengths)
 
     def logits(self, rows: InFlight) -> Tensor:
         """See `Steps`."""
@@ -75,11 +89,13 @@ class FreeSteps:
 
 
 class FixedSteps:
-    """Each step in one of a few shapes: a power of two of rows over whole strips.
+    """Each step in one of a few shapes: a power of two of rows, 16 at least, over whole strips.
 
     On a CUDA device every shape is captured once. A graph keeps the addresses of what it read, so the cache outlives
     the calls that use it, and weights may change in place only (`FusedLinear.refresh` does).
     """
+
+    prefill_tokens = 16384
 
     def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
         """Over a new cache of at least these sizes."""
@@ -94,6 +110,10 @@ class FixedSteps:
         self.angles = decoder.rotary(torch.arange(prompt_tokens + new_tokens, device=decoder.device))
         self._graphs: dict[tuple[int, Sampling | None], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
+
+    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
+        """See `Steps`."""
+        return PaddedPromptAttention(self.cache, first_slot, lengths)
 
     def logits(self, rows: InFlight) -> Tensor:
         """See `Steps`."""
@@ -115,7 +135,7 @@ class FixedSteps:
         """
         positions = [rows.prompts[slot] + own for slot, own in zip(rows.slots, rows.own, strict=True)]
         count = len(positions)
-        width = min(self.rows, 1 << (count - 1).bit_length())
+        width = min(self.rows, max(_LEAST_ROWS, 1 << (count - 1).bit_length()))
         idle = [0] * (width - count)
         self.tokens[:, :width] = torch.tensor([[*rows.tokens, *idle], [*positions, *idle]])
         return width
