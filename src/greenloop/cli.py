@@ -100,7 +100,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Root of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    rows: Annotated[int, typer.Option(min=0, help="Answers decoded at a time; 0 takes what fits 1 GiB.")] = 0,
+    rows: Annotated[int, typer.Option(min=0, help="Answers decoded at a time; 0 takes what fits.")] = 0,
     out: Annotated[Optional[Path], typer.Option(help="New folder; default runs/eval-MODEL-TASKS, numbered.")] = None,  # noqa: UP045
     sandbox: SandboxLevel = "auto",
     allow_unsandboxed: AllowUnsandboxed = False,

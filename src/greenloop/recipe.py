@@ -205,7 +205,8 @@ class EngineSection(_Section):
     """The rollout engine."""
 
     rows: int = Field(0, ge=0)
-    """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128."""
+    """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128; on a GPU an eighth of
+    its memory, at most 512."""
 
 
 class Recipe(_Section):
