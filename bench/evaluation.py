@@ -4,7 +4,8 @@
 
 Both sides get the same model, prompts and limit, answer greedily and have their answers judged by the same judge.
 Theirs is `generate` over left-padded batches of prompts of like length, once for each `--batch`, judged after each
-batch as its users do. Writes `evaluation.json` and `evaluation.md` to `--out`.
+batch as its users do; it goes on to the end token where ours ends with the first whole answer. Writes
+`evaluation.json` and `evaluation.md` to `--out`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,11 @@ def theirs(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int, batch: i
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
         ids, mask = left_padded(chosen, pad, loaded.device)
-        output = loaded.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=limit)
+        output = loaded.model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=limit, pad_token_id=pad
+        )
         new = output[:, ids.shape[1] :]
-        tokens += int((new != pad).sum())
+        tokens += int((new != pad).sum(dim=1).add_(1).clamp_max_(new.shape[1]).sum())
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         verdicts = [
             verifier.submit(prompt.task, protocol.extract(text, prompt.task))

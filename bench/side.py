@@ -48,7 +48,7 @@ class Reports:
     def say(self, **facts: Any) -> None:
         """One line."""
         peaks = {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
             peaks["device_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
         self._out.write(json.dumps({**facts, **peaks}) + "\n")
         self._out.flush()

@@ -74,10 +74,14 @@ def main() -> None:
             for verdict in [verifier.submit(TASK, "def f(x): return x + 1") for _ in range(PROGRAMS)]:
                 verdict.result()
 
+        def update() -> None:
+            improver.improve(batch, rewards)
+            engine.refresh()
+
         batch = groups()
         stages: dict[str, Callable[[], Any]] = {
             "decode": groups,
-            "update": lambda: improver.improve(batch, rewards),
+            "update": update,
             "judge": verdicts,
         }
         reports.say(ready=True, source=str(Path(greenloop.__file__).parents[1]))

@@ -123,24 +123,38 @@ def test_steps_in_fixed_shapes_draw_the_same_tokens(tiny_model):
     fixed = Engine(Decoder(model), stopper, rows=6, fixed=True)
     free = Engine(Decoder(model), stopper, rows=6)
     small = replace(WARM, max_new_tokens=7)
-    # A second call of the same sizes takes the same cache, a larger one a larger cache.
+    caches = []
     for wanted, sampling in ((requests(2)[:1], small), (requests(1)[:1], small), (requests(), WARM)):
         expected = completions(free, wanted, sampling)
         found = completions(fixed, wanted, sampling)
         assert tokens(found) == tokens(expected)
         for key, completion in expected.items():
             assert found[key].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+        caches.append(fixed._idle.cache)
+    assert caches[0] is caches[1]
+    assert caches[2].sizes["rows"] > caches[1].sizes["rows"]
     assert len({len(completion.token_ids) for completion in found.values()}) > 3
+
+
+def test_a_cache_does_not_grow_beyond_the_memory(tiny_model):
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), fixed=True)
+    engine.memory = 400 * KVCache.bytes_per_token(engine.decoder)
+    completions(engine, requests(9)[:1], replace(WARM, max_new_tokens=2))
+    many = engine._idle.cache.sizes["rows"]
+    completions(engine, requests(1)[3:], replace(WARM, max_new_tokens=200))
+    assert engine._idle.cache.sizes["rows"] == 1 < many
 
 
 def test_two_unfinished_calls_of_an_engine_do_not_share_a_cache(tiny_model):
     engine = Engine(Decoder(tiny_model), Stopper(ByteText(), ENDS), rows=6, fixed=True)
     # This one's cache is free when it has ended.
     alone = completions(engine, requests(3))
-    first, second = engine.generate(requests(3), WARM), engine.generate(requests(3), WARM)
+    others = [replace(request, seed=request.seed + 100) for request in reversed(requests(3))]
+    alone_too = completions(engine, others)
+    first, second = engine.generate(requests(3), WARM), engine.generate(others, WARM)
     pairs = list(zip(first, second, strict=True))
-    assert all(one.token_ids == other.token_ids for one, other in pairs)
-    assert tokens({(c.group, c.sample): c for c, _ in pairs}) == tokens(alone)
+    for expected, found in ((alone, [one for one, _ in pairs]), (alone_too, [other for _, other in pairs])):
+        assert tokens({(c.group, c.sample): c for c in found}) == tokens(expected)
 
 
 def test_prompts_beyond_one_forward_are_computed_in_several(tiny_model, monkeypatch):

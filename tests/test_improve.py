@@ -129,3 +129,14 @@ def test_a_loaded_checkpoint_is_the_policy_that_was_saved(tmp_path: Path):
     progress = checkpoint.load(tmp_path, other.policy, other.optimizer, other.scheduler)
     assert progress == Progress(step=1, best_score=0.5)
     assert torch.equal(other.policy.logprobs([packed])[0].logprobs, saved)
+
+
+def test_an_update_gives_up_the_laid_out_copy_of_the_weights():
+    one = improver()
+    decoder = one.policy.decoder
+    decoder.pack(8)
+    if decoder.layers[0].qkv._packed is None:
+        pytest.skip("oneDNN lays no float32 weight out in this build; there is no copy")
+    one.improve([group()], torch.tensor([[1.0, 0, 0.5, 0]]))
+    assert all(fused._packed is None for layer in decoder.layers for fused in layer.linears)
+    assert decoder._head.weight is None

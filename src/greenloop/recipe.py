@@ -115,8 +115,8 @@ class RlooSection(_Section):
     refill: int = Field(0, ge=0)
     """At most this many extra prompts a step, drawn to replace dead groups (all raw outcomes equal)."""
     token_budget: int = Field(0, ge=0)
-    """Packed tokens in one forward and backward; a longer group is cut between completions. 0: 2048 on a CPU, what
-    the memory holds on a GPU."""
+    """Packed tokens in one forward and backward; a longer group is cut between completions. 0: what the memory holds on
+    a GPU; on a CPU 2048 for one group, 1024 for several."""
 
 
 class CurriculumSection(_Section):
@@ -205,8 +205,8 @@ class EngineSection(_Section):
     """The rollout engine."""
 
     rows: int = Field(0, ge=0)
-    """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128; on a GPU an eighth of
-    its memory, at most 512."""
+    """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128; on a GPU an eighth
+    of its free memory, at most 512."""
 
 
 class Recipe(_Section):

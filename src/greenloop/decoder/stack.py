@@ -108,23 +108,23 @@ class Decoder:
 
     def refresh(self) -> None:
         """Take the adapter's present values."""
-        for fused in self._linears():
+        for fused in self._fused():
             fused.refresh()
 
     def pack(self, rows: int) -> None:
         """Lay the present weights out for forwards of about `rows` tokens, until the next `refresh` or `unpack`."""
-        for fused in self._linears():
+        for fused in self._fused():
             fused.pack(rows)
         if self._head.rows != rows:
             self._head = _PackedHead(packed(self.head, rows), rows)
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of all weights."""
-        for fused in self._linears():
+        for fused in self._fused():
             fused.unpack()
         self._head = _PackedHead(None, 0)
 
-    def _linears(self) -> Iterator[FusedLinear]:
+    def _fused(self) -> Iterator[FusedLinear]:
         for layer in self.layers:
             yield from layer.linears
 

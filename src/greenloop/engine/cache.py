@@ -39,6 +39,11 @@ class KVCache:
         """Of one token's keys and values in all layers."""
         return 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_width * decoder.head.element_size()
 
+    @staticmethod
+    def tokens_of(*, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> int:
+        """Places for tokens in a whole cache of these sizes."""
+        return rows * (prompt_tokens + new_tokens) + slots * prompt_tokens
+
     def begin_rows(self, first: int, slots: list[int]) -> None:
         """The rows from `first` on begin behind the prompts of `slots`."""
         if self.whole:
@@ -166,6 +171,34 @@ class RowAttention:
         """[slots, Hkv, width * G, X] to [B, Hkv, G, X]."""
         grid: Tensor = x.unflatten(2, (self.width, -1))
         return grid.transpose(1, 2).flatten(0, 1)[self.cell_of]
+
+
+class FixedAttention:
+    """`RowAttention` in fixed shapes: every row over its whole strip, its prompt included, the end masked."""
+
+    def __init__(self, cache: KVCache, positions: Tensor) -> None:
+        """Plan a step.
+
+        Args:
+            cache: a whole one.
+            positions: [B] int64 of the rows' last tokens.
+        """
+        self.cache, self.positions, self.rows = cache, positions, len(positions)
+        self.index = torch.arange(self.rows, device=positions.device)
+        self.mask = _hidden_from(positions + 1, cache.own_k.shape[3], cache.own_k.dtype)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `decoder.Attend`."""
+        keys, values = self.cache.own_k[layer], self.cache.own_v[layer]
+        keys[self.index, :, self.positions] = k
+        values[self.index, :, self.positions] = v
+        # The query heads that share a KV head are folded into the query length.
+        q = q.unflatten(1, (k.shape[1], -1))
+        mask = self.mask.expand(-1, q.shape[1], q.shape[2], -1)
+        mixed = F.scaled_dot_product_attention(
+            q, keys[: self.rows], values[: self.rows], attn_mask=mask, scale=self.cache.scale
+        )
+        return mixed.flatten(1)
 
 
 def _hidden_from(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:

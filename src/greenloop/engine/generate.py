@@ -28,7 +28,7 @@ CACHE_BYTES = 2**30
 MOST_ROWS = 128
 """More rows gain little: at 128 the arithmetic outweighs the reading of the weights."""
 CUDA_SHARE = 1 / 8
-"""Of a card's memory, for keys and values."""
+"""Of a card's free memory, for keys and values."""
 CUDA_MOST_ROWS = 512
 
 
@@ -75,6 +75,10 @@ class Engine:
         self.rows = rows
         self.fixed = decoder.device.type == "cuda" if fixed is None else fixed
         self._idle: FixedSteps | None = None
+        self.memory, self.most_rows = CACHE_BYTES, MOST_ROWS
+        if decoder.device.type == "cuda":
+            free: int = torch.cuda.mem_get_info(decoder.device)[0]
+            self.memory, self.most_rows = int(CUDA_SHARE * free), CUDA_MOST_ROWS
         self.decoder.pack(rows or MOST_ROWS)
 
     def refresh(self) -> None:
@@ -88,19 +92,24 @@ class Engine:
         wanted = _completions_of(requests)
         if not wanted.total():
             return
-        rows = min(self.rows or affordable_rows(self.decoder, requests, sampling, whole=self.fixed), wanted.total())
+        rows = self.rows or affordable_rows(
+            self.decoder, requests, sampling, memory=self.memory, most=self.most_rows, whole=self.fixed
+        )
+        rows = min(rows, wanted.total())
         steps = self._steps(
             rows=rows,
             slots=min(rows, len(wanted)),
             prompt_tokens=max(map(len, wanted)),
             new_tokens=sampling.max_new_tokens,
         )
-        yield from _Batch(self.decoder, self.stopper, requests, sampling, steps, rows).run()
-        if isinstance(steps, FixedSteps):
-            self._idle = steps
+        try:
+            yield from _Batch(self.decoder, self.stopper, requests, sampling, steps, rows).run()
+        finally:
+            if isinstance(steps, FixedSteps):
+                self._idle = steps
 
     def _steps(self, **sizes: int) -> Steps:
-        """Steps over a cache of at least these sizes; fixed ones are kept for the next call, and grow."""
+        """Steps over a cache of at least these sizes; fixed ones outlive the call and grow, within the memory."""
         if not self.fixed:
             return FreeSteps(self.decoder, KVCache(self.decoder, **sizes, whole=False))
         # Taken out: a second call beside an unfinished one gets a cache of its own.
@@ -109,24 +118,33 @@ class Engine:
             had = idle.cache.sizes
             if all(had[name] >= size for name, size in sizes.items()):
                 return idle
-            sizes = {name: max(had[name], size) for name, size in sizes.items()}
+            grown = {name: max(had[name], size) for name, size in sizes.items()}
+            if KVCache.tokens_of(**grown) * KVCache.bytes_per_token(self.decoder) <= self.memory:
+                sizes = grown
             del idle
         return FixedSteps(self.decoder, **sizes)
 
 
-def affordable_rows(decoder: Decoder, requests: Sequence[Request], sampling: Sampling, *, whole: bool = False) -> int:
+def affordable_rows(
+    decoder: Decoder,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    memory: int = CACHE_BYTES,
+    most: int = MOST_ROWS,
+    whole: bool = False,
+) -> int:
     """How many completions may be in flight within the memory for keys and values.
 
     Args:
         decoder: the model.
         requests: what is wanted.
         sampling: how long a completion may become.
+        memory: bytes.
+        most: rows that are worth their memory.
         whole: a row has its prompt in its strip too.
     """
     wanted = _completions_of(requests)
-    memory, most = CACHE_BYTES, MOST_ROWS
-    if decoder.device.type == "cuda":
-        memory, most = int(CUDA_SHARE * torch.cuda.mem_get_info(decoder.device)[1]), CUDA_MOST_ROWS
     tokens = memory // KVCache.bytes_per_token(decoder)
     longest = max(map(len, wanted))
     strip = sampling.max_new_tokens + (longest if whole else 0)
@@ -195,7 +213,7 @@ class _Batch:
         for token_ids in dict.fromkeys(prompts):
             if token_ids in known:
                 continue
-            if together and sum(map(len, together)) + len(token_ids) > self.steps.prefill_tokens:
+            if together and not self.steps.together([*map(len, together), len(token_ids)]):
                 self._prefill(together)
                 together = []
             known[token_ids] = len(self.slots) + len(together)

@@ -8,16 +8,15 @@ one by one takes longer than they do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from greenloop.decoder import Attend, Decoder
-from greenloop.engine.cache import KVCache, PaddedPromptAttention, PromptAttention, RowAttention
+from greenloop.engine.cache import FixedAttention, KVCache, PaddedPromptAttention, PromptAttention, RowAttention
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import Drawn, draw
 
@@ -45,8 +44,10 @@ class Steps(Protocol):
     """Computes decode steps over a cache."""
 
     cache: KVCache
-    prefill_tokens: int
-    """Prompts are computed together up to this many tokens."""
+
+    def together(self, lengths: Sequence[int]) -> bool:
+        """Whether prompts of these lengths are worth one forward."""
+        ...
 
     def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
         """The attention of prompts that stand one after another, for the slots from `first_slot` on."""
@@ -69,6 +70,10 @@ class FreeSteps:
     def __init__(self, decoder: Decoder, cache: KVCache) -> None:
         self.decoder, self.cache = decoder, cache
 
+    def together(self, lengths: Sequence[int]) -> bool:
+        """See `Steps`."""
+        return sum(lengths) <= self.prefill_tokens
+
     def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
         """See `Steps`."""
         return PromptAttention(self.cache, first_slot, lengths)
@@ -89,7 +94,7 @@ class FreeSteps:
 
 
 class FixedSteps:
-    """Each step in one of a few shapes: a power of two of rows, 16 at least, over whole strips.
+    """Each step in one of a few shapes: all rows, or a power of two of them that is 16 at least, over whole strips.
 
     On a CUDA device every shape is captured once. A graph keeps the addresses of what it read, so the cache outlives
     the calls that use it, and weights may change in place only (`FusedLinear.refresh` does).
@@ -109,7 +114,13 @@ class FixedSteps:
         self.uniform = torch.zeros(rows, dtype=torch.float64, device=decoder.device)
         self.angles = decoder.rotary(torch.arange(prompt_tokens + new_tokens, device=decoder.device))
         self._graphs: dict[tuple[int, Sampling | None], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
+        on_gpu = decoder.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
+        self._stream = torch.cuda.Stream(decoder.device) if on_gpu else None
+
+    def together(self, lengths: Sequence[int]) -> bool:
+        """See `Steps`. They are padded to the longest."""
+        return len(lengths) * max(lengths) <= self.prefill_tokens
 
     def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
         """See `Steps`."""
@@ -124,7 +135,9 @@ class FixedSteps:
         """See `Steps`."""
         width = self._placed(rows)
         self.uniform[: len(uniform)] = torch.tensor(uniform, dtype=torch.float64)
-        tokens, logprobs = self._computed(partial(self._drawn, width, sampling), (width, sampling)).cpu()
+        # What a draw does not read must not make another graph.
+        way = Sampling(temperature=0.0) if sampling.greedy else replace(sampling, max_new_tokens=1)
+        tokens, logprobs = self._computed(partial(self._drawn, width, way), (width, way)).cpu()
         count = len(rows.tokens)
         return Drawn(tokens[:count].long(), logprobs[:count].float())
 
@@ -141,22 +154,28 @@ class FixedSteps:
         return width
 
     def _computed(self, compute: Callable[[], Tensor], key: tuple[int, Sampling | None]) -> Tensor:
-        if self._pool is None:
+        if self._stream is None:
             return compute()
-        if key not in self._graphs:
-            # Libraries choose their kernels and take their workspaces at the first call, which no graph may hold.
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                compute()
-            torch.cuda.current_stream().wait_stream(beside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                result = compute()
-            self._graphs[key] = graph, result
-        graph, result = self._graphs[key]
-        graph.replay()
+        # A graph records the current device's stream.
+        with torch.cuda.device(self.decoder.device):
+            if key not in self._graphs:
+                self._graphs[key] = self._captured(compute, self._stream)
+            graph, result = self._graphs[key]
+            graph.replay()
         return result
+
+    def _captured(
+        self, compute: Callable[[], Tensor], stream: torch.cuda.Stream
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # Libraries choose kernels and take a workspace for the stream at the first call; no graph may hold that.
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            result = compute()
+        return graph, result
 
     def _logits(self, width: int) -> Tensor:
         """[width, V]."""
@@ -169,33 +188,3 @@ class FixedSteps:
         """[2, width] float64: tokens and log-probs, so that one copy brings both."""
         drawn = draw(self._logits(width), self.uniform[:width], sampling)
         return torch.stack([drawn.tokens.double(), drawn.logprobs.double()])
-
-
-class FixedAttention:
-    """`RowAttention` in fixed shapes: every row over its whole strip, its prompt included, the end masked."""
-
-    def __init__(self, cache: KVCache, positions: Tensor) -> None:
-        """Plan a step.
-
-        Args:
-            cache: a whole one.
-            positions: [B] int64 of the rows' last tokens.
-        """
-        self.cache, self.positions, self.rows = cache, positions, len(positions)
-        self.index = torch.arange(self.rows, device=positions.device)
-        beyond = torch.arange(cache.own_k.shape[3], device=positions.device) > positions[:, None]
-        self.mask = torch.zeros(beyond.shape, dtype=cache.own_k.dtype, device=positions.device)
-        self.mask = self.mask.masked_fill_(beyond, float("-inf"))[:, None, None]
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `decoder.Attend`."""
-        keys, values = self.cache.own_k[layer], self.cache.own_v[layer]
-        keys[self.index, :, self.positions] = k
-        values[self.index, :, self.positions] = v
-        # The query heads that share a KV head are folded into the query length.
-        q = q.unflatten(1, (k.shape[1], -1))
-        mask = self.mask.expand(-1, q.shape[1], q.shape[2], -1)
-        mixed = F.scaled_dot_product_attention(
-            q, keys[: self.rows], values[: self.rows], attn_mask=mask, scale=self.cache.scale
-        )
-        return mixed.flatten(1)

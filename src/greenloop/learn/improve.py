@@ -129,7 +129,8 @@ class Improver:
         self.policy, self.optimizer, self.scheduler = policy, optimizer, scheduler
         self.rloo, self.beta, self.max_grad_norm = rloo, beta, max_grad_norm
         high = rloo.epsilon if rloo.epsilon_high is None else rloo.epsilon_high
-        self.token_budget = rloo.token_budget or policy.most_tokens
+        self.group_tokens = rloo.token_budget or policy.most_tokens
+        self.batch_tokens = rloo.token_budget or policy.batch_tokens
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
@@ -215,7 +216,7 @@ class Improver:
             for p, group in enumerate(step.groups)
             for pack in self._packs(group, range(len(group.completions)) if step.unknown(p) else self._live(step, p))
         ]
-        return batched(packs, min(self.token_budget, self.policy.batch_tokens))
+        return batched(packs, self.batch_tokens, padded=self.policy.together)
 
     def _first_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
         """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
@@ -257,7 +258,7 @@ class Improver:
         return [k for k in live if not (self.rloo.mask_truncated and step.groups[p].truncated[k])]
 
     def _packs(self, group: TokenGroup, rows: Sequence[int]) -> list[Pack]:
-        return pack_group(group.prompt, group.completions, rows, self.token_budget)
+        return pack_group(group.prompt, group.completions, rows, self.group_tokens)
 
     def _step(self, loss: float) -> float:
         """One optimiser step; returns the gradient norm before clipping."""

@@ -1,7 +1,7 @@
 """A group as one sequence: [prompt | y_1 | ... | y_K], so that the prompt is computed once in training too.
 
-In: token ids. Out: a `Pack`: what the model reads, which hidden states are scored, and who may attend to whom. The last
-token of a completion is only ever a label, so it is not among the inputs. Knows no model.
+In: token ids. Out: a `Pack`: what the model reads, which hidden states are scored, and where each completion stands.
+The last token of a completion is only ever a label, so it is not among the inputs. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """One forward pass over a group or a part of it: N packed tokens, M trained tokens, R completions."""
+    """A group or a part of it: N packed tokens, M trained tokens, R completions."""
 
     token_ids: Tensor
     """[N] int64."""
@@ -91,20 +91,35 @@ def pack_group(
     return packs
 
 
-def batched(packs: Sequence[tuple[int, Pack]], token_budget: int) -> list[list[tuple[int, Pack]]]:
+def batched(
+    packs: Sequence[tuple[int, Pack]], token_budget: int, *, padded: bool = False
+) -> list[list[tuple[int, Pack]]]:
     """(group, pack) pairs, in their order, in batches of at most `token_budget` inputs for one forward each.
+
+    Args:
+        packs: the pairs.
+        token_budget: of a forward; a pack over it stands alone.
+        padded: count what a batch has when its prompts and its completions are padded to the longest.
 
     >>> several = [(p, pack([1, 2], [[3, 4]], [0])) for p in range(3)]
     >>> [[p for p, _ in batch] for batch in batched(several, 6)]
     [[0, 1], [2]]
+    >>> uneven = [(0, pack([1] * 2, [[3, 4]], [0])), (1, pack([1] * 9, [[3, 4]], [0]))]
+    >>> [len(batched(uneven, 14, padded=padded)) for padded in (False, True)]
+    [1, 2]
     """
     batches: list[list[tuple[int, Pack]]] = []
-    size = 0
-    for group, one in packs:
-        tokens = len(one.token_ids)
-        if not batches or size + tokens > token_budget:
+    for pair in packs:
+        together = [*(one for _, one in batches[-1]), pair[1]] if batches else []
+        if not together or _size(together, padded) > token_budget:
             batches.append([])
-            size = 0
-        batches[-1].append((group, one))
-        size += tokens
+        batches[-1].append(pair)
     return batches
+
+
+def _size(packs: Sequence[Pack], padded: bool) -> int:
+    """Inputs of one forward."""
+    if not padded:
+        return sum(len(one.token_ids) for one in packs)
+    inputs = [inputs for one in packs for inputs in one.inputs]
+    return len(packs) * max(one.prompt_tokens for one in packs) + len(inputs) * max(inputs)

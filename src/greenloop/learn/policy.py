@@ -18,7 +18,7 @@ from greenloop.errors import ConfigError
 from greenloop.learn.layer import Plan, Thinning, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
 from greenloop.learn.packing import Pack
-from greenloop.learn.tree_attention import Layout
+from greenloop.learn.tree_attention import Layout, Masks
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
@@ -83,7 +83,12 @@ class Policy:
                 f"its linear layers, this is {unwrapped(model).config.model_type}; use a model of these families"
             )
         self.decoder = Decoder(model)
-        self.together = self.decoder.device.type == "cuda" if together is None else together
+        on_gpu = self.decoder.device.type == "cuda"
+        self.together = on_gpu if together is None else together
+        self.most_tokens = self._kept_tokens() if on_gpu else _CPU_TOKENS
+        """Packed tokens of one group in a forward and backward."""
+        self.batch_tokens = self.most_tokens if on_gpu else _CPU_TOKENS // 2
+        """Packed tokens of several groups that are worth one forward: more only costs a processor memory."""
         dropout = model.peft_config["default"].lora_dropout
         self._thinning = Thinning(dropout, torch.Generator(self.decoder.device)) if dropout else None
         model.train()
@@ -93,29 +98,20 @@ class Policy:
         """The adapter's weights, in a fixed order."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    @property
-    def most_tokens(self) -> int:
-        """Packed tokens of one group that a forward and backward may take.
+    def _kept_tokens(self) -> int:
+        """Packed tokens whose activations a quarter of a GPU's free memory keeps.
 
-        On a GPU what a quarter of its memory keeps of every layer: two residual inputs in float32, the heads twice, the
-        attended values and the gate.
+        Each layer keeps two residual inputs in float32, the heads twice, the attended values and the gate.
         """
         decoder = self.decoder
-        if decoder.device.type != "cuda":
-            return _CPU_TOKENS
         kept: int = sum(
             8 * layer.qkv.in_features
             + decoder.head.element_size()
             * (2 * len(layer.qkv.weight) + layer.output.in_features + len(layer.gate_up.weight))
             for layer in decoder.layers
         )
-        memory: int = torch.cuda.mem_get_info(decoder.device)[1] // 4
-        return max(_CPU_TOKENS, min(memory // kept, _GPU_TOKENS))
-
-    @property
-    def batch_tokens(self) -> int:
-        """Packed tokens of several groups that are worth one forward: more only costs a processor memory."""
-        return self.most_tokens if self.decoder.device.type == "cuda" else _CPU_TOKENS // 2
+        free: int = torch.cuda.mem_get_info(decoder.device)[0]
+        return max(_CPU_TOKENS, min(free // 4 // kept, _GPU_TOKENS))
 
     def refresh(self) -> None:
         """Take the adapter's present values: to be called after each optimiser step."""
@@ -154,7 +150,9 @@ class Policy:
             for name in ("token_ids", "positions", "labels")
         )
         scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=True)]).to(device)
-        plan = Plan(decoder, [layout.to(device) for layout in layouts], *decoder.rotary(positions), thinning)
+        layouts = [layout.to(device) for layout in layouts]
+        masks = [Masks.of(layout, decoder.heads // decoder.kv_heads, decoder.dtype) for layout in layouts]
+        plan = Plan(decoder, layouts, masks, *decoder.rotary(positions), thinning)
         hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)

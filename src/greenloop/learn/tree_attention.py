@@ -5,14 +5,13 @@ not see each other. Both parts are one dense product each (a completion's keys a
 nothing is spent on sibling pairs. Several groups share the two products, padded to their longest: a GPU takes all of a
 forward's groups together, a processor each by itself, without padding. The query heads of one KV head are folded into
 the query length, so keys are never repeated for them. The weights are computed again in the backward pass instead of
-being kept: memory grows with the tokens, not with their pairs.
+being kept: what is kept grows with the tokens (padding included), not with their pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -120,18 +119,16 @@ class Part:
     """[Hkv * rows, S, D]."""
     tokens: int
     """T, padding included."""
-    hidden: Tensor | None = None
-    """[rows, at most S] bool: leading keys that no query of the row may see; None if there are none."""
+    mask: Tensor
+    """[G * T, S] or [rows, G * T, S] in the query's dtype: 0, or -inf where a query must not see a key."""
 
     def weights(self) -> Tensor:
         """[Hkv * rows, G * T, S] softmax over the keys that each query may see."""
         scores = torch.bmm(self.query, self.key.transpose(1, 2))
-        own = scores.unflatten(1, (-1, self.tokens))[..., -self.tokens :]
-        later = torch.ones(self.tokens, self.tokens, dtype=torch.bool, device=scores.device).triu_(1)
-        own.masked_fill_(later, float("-inf"))
-        if self.hidden is not None:
-            rows, keys = self.hidden.shape
-            scores.unflatten(0, (-1, rows))[..., :keys].masked_fill_(self.hidden[:, None], float("-inf"))
+        by_row = scores.unflatten(0, (-1, self._rows))
+        # Where all rows have the same mask it hides nothing but keys of the queries' own.
+        last = self.mask.shape[-1] if self._rows > 1 else self.tokens
+        by_row[..., -last:].add_(self.mask[..., -last:])
         return scores.softmax(dim=-1)
 
     def mix(self) -> Tensor:
@@ -140,13 +137,13 @@ class Part:
         By the kernel that keeps scores in float32, as the sampler's does: their rounding to bfloat16 made a quarter of
         the difference between the two.
         """
-        rows = 1 if self.hidden is None else len(self.hidden)
-        mask = _causal(self.tokens, self.key.shape[1], self.query.shape[1], self.query.dtype, self.query.device)
-        if self.hidden is not None:
-            mask = mask.repeat(rows, 1, 1)
-            mask[..., : self.hidden.shape[1]].masked_fill_(self.hidden[:, None], float("-inf"))
-        query, key, value = (x.unflatten(0, (-1, rows)) for x in (self.query, self.key, self.value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0).flatten(0, 1)
+        query, key, value = (x.unflatten(0, (-1, self._rows)) for x in (self.query, self.key, self.value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=1.0).flatten(0, 1)
+
+    @property
+    def _rows(self) -> int:
+        """Of the mask; 1 if all rows have the same."""
+        return len(self.mask) if self.mask.dim() > 2 else 1
 
     def gradients(self, mixed: Tensor) -> Part:
         """Gradients of query, key and value from that of `mix()`."""
@@ -156,15 +153,37 @@ class Part:
         of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_query = torch.bmm(of_scores, self.key)
         of_key = torch.bmm(of_scores.transpose(1, 2), self.query)
-        return Part(of_query, of_key, of_value, self.tokens)
+        return Part(of_query, of_key, of_value, self.tokens, self.mask)
 
 
-@lru_cache(maxsize=4)
-def _causal(tokens: int, keys: int, queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[queries, keys] for heads of `tokens` queries, one after another: -inf where a key of their own comes later."""
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What the queries of a layout's two parts must not see (see `Part.mask`)."""
+
+    prompts: Tensor
+    branches: Tensor | None
+
+    @classmethod
+    def of(cls, layout: Layout, groups: int, dtype: torch.dtype) -> Masks:
+        """For `groups` query heads a KV head."""
+        longest, device = layout.prompts.tokens.shape[1], layout.home.device
+        prompts = _causal(longest, longest, dtype, device).repeat(groups, 1)
+        if layout.branches is None:
+            return cls(prompts, None)
+        own = layout.branches.tokens.shape[1]
+        branches = _causal(own, longest + own, dtype, device).repeat(groups, 1)
+        if layout.hidden is not None:
+            branches = branches.repeat(len(layout.hidden), 1, 1)
+            branches[..., :longest].masked_fill_(layout.hidden[:, None], float("-inf"))
+        return cls(prompts, branches)
+
+
+def _causal(tokens: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[tokens, keys]: -inf where one of the last `tokens` keys, the queries' own, comes later than the query."""
     mask = torch.zeros(tokens, keys, dtype=dtype, device=device)
-    mask[:, keys - tokens :].masked_fill_(torch.ones_like(mask[:, :tokens], dtype=torch.bool).triu_(1), float("-inf"))
-    return mask.repeat(queries // tokens, 1)
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu_(1)
+    mask[:, keys - tokens :].masked_fill_(later, float("-inf"))
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +195,7 @@ class Tree:
     """As in the layout."""
 
 
-def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tree:
+def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Masks, scale: float) -> Tree:
     """Lay the heads out for the two products.
 
     Args:
@@ -184,14 +203,20 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: floa
         key: [N, Hkv, D].
         value: [N, Hkv, D].
         layout: which of the N tokens, and how.
+        masks: of the layout.
         scale: of the scores.
     """
     prompts, branches = layout.prompts, layout.branches
     query = (query * scale).unflatten(1, (key.shape[1], -1))
     prompt_key, prompt_value = _fold_keys(prompts.read(key)), _fold_keys(prompts.read(value))
-    longest = prompts.tokens.shape[1]
-    prompt = Part(_fold_queries(prompts.read(query)), prompt_key.flatten(0, 1), prompt_value.flatten(0, 1), longest)
-    if branches is None:
+    prompt = Part(
+        _fold_queries(prompts.read(query)),
+        prompt_key.flatten(0, 1),
+        prompt_value.flatten(0, 1),
+        prompts.tokens.shape[1],
+        masks.prompts,
+    )
+    if branches is None or masks.branches is None:
         return Tree(prompt, None)
 
     def keys(trunk: Tensor, flat: Tensor) -> Tensor:
@@ -199,11 +224,9 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: floa
         shared = trunk.expand(-1, own.shape[1], -1, -1) if trunk.shape[1] == 1 else trunk[:, layout.home]
         return torch.cat([shared, own], dim=2).flatten(0, 1)
 
-    own_query = _fold_queries(branches.read(query))
     longest = branches.tokens.shape[1]
-    return Tree(
-        prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, hidden=layout.hidden)
-    )
+    own_query = _fold_queries(branches.read(query))
+    return Tree(prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, masks.branches))
 
 
 def mix(tree: Tree, layout: Layout, out: Tensor) -> None:
@@ -241,7 +264,8 @@ def gradients(tree: Tree, layout: Layout, mixed: Tensor, scale: float, out: tupl
             if trunk.shape[1] == 1:
                 trunk += shared.sum(dim=1, keepdim=True)
             else:
-                trunk.index_add_(1, layout.home, shared)
+                # Summed in float32 like the other sum, in which a row's share does not round those before it.
+                trunk.copy_(trunk.float().index_add_(1, layout.home, shared.float()))
             branches.write(_unfold_keys(own), flat)
     for trunk, flat in zip(trunks, (key, value), strict=True):
         prompts.write(_unfold_keys(trunk), flat)
