@@ -81,14 +81,22 @@ def test_samples_do_not_depend_on_the_other_prompts(tiny_model):
     assert tokens(alone) == {(0, k): tokens(together)[2, k] for k in range(5)}
 
 
-@pytest.mark.parametrize("rows", [1, 4, 64, 0], ids=lambda rows: f"{rows} rows" if rows else "transformers")
-def test_greedy_answers_and_samples_of_one_prompt_in_one_call(tiny_model, rows: int):
+@pytest.mark.parametrize(
+    ("rows", "fixed"),
+    [(1, False), (4, False), (64, False), (4, True), (0, False)],
+    ids=["1 row", "4 rows", "64 rows", "4 rows in fixed shapes", "transformers"],
+)
+def test_greedy_answers_and_samples_of_one_prompt_in_one_call(tiny_model, rows: int, fixed: bool):
     stopper = Stopper(ByteText(), ENDS)
     warm = replace(WARM, temperature=0.7, top_k=40)
     greedy = [replace(request, samples=1, greedy=True) for request in requests()]
     # All greedy requests first: a prompt's two requests do not stand beside each other.
     both = [*greedy, *requests()]
-    made = Engine(Decoder(tiny_model), stopper, rows=rows) if rows else TransformersEngine(tiny_model, stopper)
+    made = (
+        Engine(Decoder(tiny_model), stopper, rows=rows, fixed=fixed)
+        if rows
+        else TransformersEngine(tiny_model, stopper)
+    )
     together = completions(made, both, warm)
     alone = {
         **completions(made, requests(1), replace(warm, temperature=0)),

@@ -18,7 +18,7 @@ from torch import Tensor
 from greenloop.decoder import Decoder
 from greenloop.engine.cache import KVCache
 from greenloop.engine.request import Request, Sampling
-from greenloop.engine.sampler import Drawn, draw, uniforms
+from greenloop.engine.sampler import Drawn, draw_each, uniforms
 from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, Steps
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
@@ -42,11 +42,6 @@ class _Row:
     uniform: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def next_uniform(self) -> float:
-        """The number that its next token is drawn with."""
-        return float(self.uniform[len(self.tokens)])
 
 
 @dataclass(slots=True)
@@ -204,7 +199,8 @@ class _Batch:
                 self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
             self.cache.begin_rows(before, slots)
             logits = torch.stack([self.slots[slot].logits for slot in slots])
-            yield from self._advance(range(before, len(self.active)), self._drawn(self.active[before:], logits))
+            drawn = draw_each(logits, *self._draws(self.active[before:]))
+            yield from self._advance(range(before, len(self.active)), drawn)
 
     def _slots_of(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
         """Each prompt's slot; new prompts are computed into the next free ones."""
@@ -240,10 +236,11 @@ class _Batch:
             slots=[row.slot for row in self.active],
             prompts=[len(slot.token_ids) for slot in self.slots],
         )
-        ways = {self.ways[row.group] for row in self.active}
-        if len(ways) == 1:
-            return self.steps.drawn(rows, [row.next_uniform for row in self.active], ways.pop())
-        return self._drawn(self.active, self.steps.logits(rows))
+        return self.steps.drawn(rows, *self._draws(self.active))
+
+    def _draws(self, rows: Sequence[_Row]) -> tuple[list[float], list[Sampling]]:
+        """The number and the way with which each row's next token is drawn."""
+        return [float(row.uniform[len(row.tokens)]) for row in rows], [self.ways[row.group] for row in rows]
 
     def _advance(self, rows: range, drawn: Drawn) -> Iterator[Completion]:
         """Give each of `rows` its token; retire and yield those that end."""
@@ -257,18 +254,6 @@ class _Batch:
                 ended.append((row, finish))
         for row, finish in reversed(ended):
             yield self._retire(row, finish)
-
-    def _drawn(self, rows: Sequence[_Row], logits: Tensor) -> Drawn:
-        """The next token of each row from its logits, each in its own way."""
-        uniform = torch.tensor([row.next_uniform for row in rows], dtype=torch.float64)
-        ways = [self.ways[row.group] for row in rows]
-        tokens, logprobs = torch.empty(len(rows), dtype=torch.int64), torch.empty(len(rows))
-        for way in set(ways):
-            index = torch.tensor([at for at, one in enumerate(ways) if one == way])
-            chosen = logits if len(index) == len(rows) else logits[index.to(logits.device)]
-            drawn = draw(chosen, uniform[index].to(logits.device), way).cpu()
-            tokens[index], logprobs[index] = drawn.tokens, drawn.logprobs
-        return Drawn(tokens, logprobs)
 
     def _retire(self, index: int, finish: Finish) -> Completion:
         """Take a row out; the last one moves into its place."""

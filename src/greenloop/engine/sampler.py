@@ -7,6 +7,7 @@ loss uses), whatever top-p, top-k and min-p cut off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +27,6 @@ class Drawn:
     """[B] int64."""
     logprobs: Tensor
     """[B] float32, nats."""
-
-    def cpu(self) -> Drawn:
-        """The same on the CPU."""
-        return Drawn(self.tokens.cpu(), self.logprobs.cpu())
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
@@ -53,6 +50,24 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
     weights = (scores.div_(sampling.temperature) if scores is not logits else scores / sampling.temperature).softmax(-1)
     tokens = inverse_cdf(truncate(weights, sampling) if sampling.truncates else weights, uniform)
     return Drawn(tokens, weights.gather(1, tokens[:, None]).squeeze(1).log())
+
+
+def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+    """`draw` with a way of its own for each row; the result is on the CPU.
+
+    Args:
+        logits: [B, V] on any device.
+        uniform: [B] in [0, 1).
+        ways: [B].
+    """
+    numbers = torch.tensor(uniform, dtype=torch.float64)
+    tokens, logprobs = torch.empty(len(ways), dtype=torch.int64), torch.empty(len(ways))
+    for way in set(ways):
+        index = torch.tensor([at for at, one in enumerate(ways) if one == way])
+        chosen = logits if len(index) == len(ways) else logits[index.to(logits.device)]
+        drawn = draw(chosen, numbers[index].to(logits.device), way)
+        tokens[index], logprobs[index] = drawn.tokens.cpu(), drawn.logprobs.cpu()
+    return Drawn(tokens, logprobs)
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:

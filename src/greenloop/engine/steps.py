@@ -1,8 +1,8 @@
 """One decode step of the rows in flight, in the two ways that suit a processor and a GPU.
 
-In: the last token of every row and where it stands. Out: logits, or the next tokens. A processor gets shapes as small
-as the step allows; a GPU gets shapes that never change, so that the whole step is one CUDA graph: launching its kernels
-one by one takes longer than they do.
+In: the last token of every row and where it stands. Out: the next tokens. A processor gets shapes as small as the step
+allows; a GPU gets shapes that never change, so that the whole step is one CUDA graph: launching its kernels one by one
+takes longer than they do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from greenloop.decoder import Attend, Decoder
 from greenloop.engine.cache import FixedAttention, KVCache, PaddedPromptAttention, PromptAttention, RowAttention
 from greenloop.engine.request import Sampling
-from greenloop.engine.sampler import Drawn, draw
+from greenloop.engine.sampler import Drawn, draw, draw_each
 
 _LEAST_ROWS = 16
 """Fewer take as long."""
@@ -53,12 +53,8 @@ class Steps(Protocol):
         """The attention of prompts that stand one after another, for the slots from `first_slot` on."""
         ...
 
-    def logits(self, rows: InFlight) -> Tensor:
-        """[B, V] after the last token of every active row; valid until the next call."""
-        ...
-
-    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
-        """The next token of every active row, on the CPU; `uniform` as for `draw`."""
+    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+        """The next token of every active row; `uniform` and `ways` as for `draw_each`."""
         ...
 
 
@@ -78,19 +74,15 @@ class FreeSteps:
         """See `Steps`."""
         return PromptAttention(self.cache, first_slot, lengths)
 
-    def logits(self, rows: InFlight) -> Tensor:
+    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
         """See `Steps`."""
         own, slots, prompts, tokens = (
             torch.tensor(values, device=self.decoder.device)
             for values in (rows.own, rows.slots, rows.prompts, rows.tokens)
         )
         attend = RowAttention(self.cache, slots, prompts, own)
-        return self.decoder.logits(self.decoder.forward(tokens, prompts[slots] + own, attend))
-
-    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
-        """See `Steps`."""
-        logits = self.logits(rows)
-        return draw(logits, torch.tensor(uniform, dtype=torch.float64, device=logits.device), sampling).cpu()
+        logits = self.decoder.logits(self.decoder.forward(tokens, prompts[slots] + own, attend))
+        return draw_each(logits, uniform, ways)
 
 
 class FixedSteps:
@@ -126,19 +118,16 @@ class FixedSteps:
         """See `Steps`."""
         return PaddedPromptAttention(self.cache, first_slot, lengths)
 
-    def logits(self, rows: InFlight) -> Tensor:
-        """See `Steps`."""
-        width = self._placed(rows)
-        return self._computed(partial(self._logits, width), (width, None))[: len(rows.tokens)]
-
-    def drawn(self, rows: InFlight, uniform: Sequence[float], sampling: Sampling) -> Drawn:
-        """See `Steps`."""
-        width = self._placed(rows)
-        self.uniform[: len(uniform)] = torch.tensor(uniform, dtype=torch.float64)
+    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+        """See `Steps`. If all rows have the same way, the draw is in the graph too."""
+        count, width = len(ways), self._placed(rows)
+        if len(set(ways)) > 1:
+            logits = self._computed(partial(self._logits, width), (width, None))
+            return draw_each(logits[:count], uniform, ways)
+        self.uniform[:count] = torch.tensor(uniform, dtype=torch.float64)
         # What a draw does not read must not make another graph.
-        way = Sampling(temperature=0.0) if sampling.greedy else replace(sampling, max_new_tokens=1)
+        way = Sampling(temperature=0.0) if ways[0].greedy else replace(ways[0], max_new_tokens=1)
         tokens, logprobs = self._computed(partial(self._drawn, width, way), (width, way)).cpu()
-        count = len(rows.tokens)
         return Drawn(tokens[:count].long(), logprobs[:count].float())
 
     def _placed(self, rows: InFlight) -> int:
