@@ -18,7 +18,7 @@ from torch import Tensor
 
 from greenloop.decoder import Decoder, DecoderLayer, FusedLinear, Norm, gated, rotate
 from greenloop.learn import tree_attention
-from greenloop.learn.tree_attention import Layout, Masks, Tree
+from greenloop.learn.tree_attention import Layout, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,6 @@ class Plan:
     decoder: Decoder
     layouts: Sequence[Layout]
     """Which together hold each of the N tokens once."""
-    masks: Sequence[Masks]
-    """Of the layouts."""
     cos: Tensor
     """[N, 1, D / 2]."""
     sin: Tensor
@@ -52,10 +50,7 @@ class Plan:
 
     def plant(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tree]:
         """Each layout's tree of the heads of all N tokens."""
-        return [
-            tree_attention.plant(query, key, value, layout, masks, self.decoder.scale)
-            for layout, masks in zip(self.layouts, self.masks, strict=True)
-        ]
+        return [tree_attention.plant(query, key, value, layout, self.decoder.scale) for layout in self.layouts]
 
     def mix(self, trees: Sequence[Tree]) -> Tensor:
         """[N, H * D] attended values."""

@@ -6,6 +6,7 @@ The reference policy is the same model without the adapter. The base stays in it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from greenloop.errors import ConfigError
 from greenloop.learn.layer import Plan, Thinning, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
 from greenloop.learn.packing import Pack
-from greenloop.learn.tree_attention import Layout, Masks
+from greenloop.learn.tree_attention import Layout
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
@@ -140,19 +141,18 @@ class Policy:
         decoder.reserve(max(pack.end for pack in packs))
         sizes = [len(pack.token_ids) for pack in packs]
         starts = [sum(sizes[:index]) for index in range(len(packs))]
+        layout_of = partial(Layout.of, queries=decoder.heads // decoder.kv_heads, like=decoder.head)
         layouts = (
-            [Layout.of(packs)]
+            [layout_of(packs)]
             if self.together
-            else [Layout.of([pack], start) for pack, start in zip(packs, starts, strict=True)]
+            else [layout_of([pack], start) for pack, start in zip(packs, starts, strict=True)]
         )
         token_ids, positions, labels = (
             torch.cat([getattr(pack, name) for pack in packs]).to(device)
             for name in ("token_ids", "positions", "labels")
         )
         scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=True)]).to(device)
-        layouts = [layout.to(device) for layout in layouts]
-        masks = [Masks.of(layout, decoder.heads // decoder.kv_heads, decoder.dtype) for layout in layouts]
-        plan = Plan(decoder, layouts, masks, *decoder.rotary(positions), thinning)
+        plan = Plan(decoder, layouts, *decoder.rotary(positions), thinning)
         hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)

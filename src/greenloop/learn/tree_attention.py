@@ -11,8 +11,7 @@ being kept: what is kept grows with the tokens (padding included), not with thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from greenloop.learn.packing import Pack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Sequences that stand somewhere among N tokens, as the rows of a padded table."""
+    """Sequences that stand somewhere among N tokens, as the rows of a padded table, and what their queries may see."""
 
     tokens: Tensor
     """[rows, T] int64: index into N, 0 on padding."""
@@ -33,16 +32,25 @@ class Grid:
     """[n] int64: its cell, counted along the rows."""
     inside: Tensor | None
     """[rows, T] bool, false on padding; None if there is none."""
+    mask: Tensor
+    """See `Part`."""
 
     @classmethod
-    def of(cls, starts: Sequence[int], lengths: Sequence[int]) -> Grid:
-        """Rows of `lengths` tokens from `starts` on."""
+    def of(cls, starts: Sequence[int], lengths: Sequence[int], mask: Tensor) -> Grid:
+        """Rows of `lengths` tokens from `starts` on, where the mask is."""
         steps = torch.arange(max(lengths))
         inside = steps < torch.tensor(lengths)[:, None]
         tokens = (torch.tensor(starts)[:, None] + steps).mul_(inside)
         cells = inside.flatten().nonzero().squeeze(1)
         padded = len(cells) < inside.numel()
-        return cls(tokens=tokens, at=tokens.flatten()[cells], cells=cells, inside=inside if padded else None)
+        device = mask.device
+        return cls(
+            tokens=tokens.to(device),
+            at=tokens.flatten()[cells].to(device),
+            cells=cells.to(device),
+            inside=inside.to(device) if padded else None,
+            mask=mask,
+        )
 
     def read(self, flat: Tensor) -> Tensor:
         """[N, ...] to [rows, T, ...]; on padding stands some token."""
@@ -69,12 +77,17 @@ class Layout:
     """None if no completion has an input (all are one token long)."""
     home: Tensor
     """[R] int64: whose completion it is."""
-    hidden: Tensor | None
-    """[R, S] bool: the padding of each completion's prompt; None if there is none."""
 
     @classmethod
-    def of(cls, packs: Sequence[Pack], offset: int = 0) -> Layout:
-        """Of packs that stand one after another from `offset` on."""
+    def of(cls, packs: Sequence[Pack], offset: int = 0, *, queries: int, like: Tensor) -> Layout:
+        """Of packs that stand one after another.
+
+        Args:
+            packs: of the groups.
+            offset: among the N tokens, of the first.
+            queries: G, query heads a KV head.
+            like: has the dtype and the device of the queries.
+        """
         prompt_starts, starts, lengths, home = [], [], [], []
         for group, pack in enumerate(packs):
             prompt_starts.append(offset)
@@ -84,27 +97,30 @@ class Layout:
                 lengths.append(inputs)
                 home.append(group)
                 offset += inputs
-        prompts = Grid.of(prompt_starts, [pack.prompt_tokens for pack in packs])
-        homes = torch.tensor(home)
-        return cls(
-            prompts=prompts,
-            branches=Grid.of(starts, lengths) if any(lengths) else None,
-            home=homes,
-            hidden=None if prompts.inside is None else prompts.inside.logical_not()[homes],
-        )
-
-    def to(self, device: torch.device) -> Layout:
-        """The same on another device."""
-        moved: Layout = _moved(self, device)
-        return moved
+        prompt_lengths = [pack.prompt_tokens for pack in packs]
+        longest = max(prompt_lengths)
+        prompts = Grid.of(prompt_starts, prompt_lengths, _mask(longest, like.new_zeros(1, 0), queries))
+        homes = torch.tensor(home, device=like.device)
+        before = like.new_zeros(1, longest)
+        if prompts.inside is not None:
+            before = like.new_zeros(prompts.inside.shape).masked_fill_(~prompts.inside, float("-inf"))[homes]
+        branches = Grid.of(starts, lengths, _mask(max(lengths), before, queries)) if any(lengths) else None
+        return cls(prompts=prompts, branches=branches, home=homes)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if value is None:
-        return None
-    return type(value)(**{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+def _mask(tokens: int, before: Tensor, queries: int) -> Tensor:
+    """[G * T, S] or [rows, G * T, S] for rows of `tokens` keys of their own, causal, behind others.
+
+    Args:
+        tokens: T.
+        before: [1, S - T] or [rows, S - T] of those others: 0, or -inf where they are hidden.
+        queries: G.
+    """
+    later = torch.ones(tokens, tokens, dtype=torch.bool, device=before.device).triu_(1)
+    own = before.new_zeros(tokens, tokens).masked_fill_(later, float("-inf"))
+    rows = len(before)
+    mask = torch.cat([before[:, None].expand(-1, tokens, -1), own.expand(rows, -1, -1)], dim=2).repeat(1, queries, 1)
+    return mask if rows > 1 else mask[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,36 +173,6 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Masks:
-    """What the queries of a layout's two parts must not see (see `Part.mask`)."""
-
-    prompts: Tensor
-    branches: Tensor | None
-
-    @classmethod
-    def of(cls, layout: Layout, groups: int, dtype: torch.dtype) -> Masks:
-        """For `groups` query heads a KV head."""
-        longest, device = layout.prompts.tokens.shape[1], layout.home.device
-        prompts = _causal(longest, longest, dtype, device).repeat(groups, 1)
-        if layout.branches is None:
-            return cls(prompts, None)
-        own = layout.branches.tokens.shape[1]
-        branches = _causal(own, longest + own, dtype, device).repeat(groups, 1)
-        if layout.hidden is not None:
-            branches = branches.repeat(len(layout.hidden), 1, 1)
-            branches[..., :longest].masked_fill_(layout.hidden[:, None], float("-inf"))
-        return cls(prompts, branches)
-
-
-def _causal(tokens: int, keys: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[tokens, keys]: -inf where one of the last `tokens` keys, the queries' own, comes later than the query."""
-    mask = torch.zeros(tokens, keys, dtype=dtype, device=device)
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu_(1)
-    mask[:, keys - tokens :].masked_fill_(later, float("-inf"))
-    return mask
-
-
-@dataclass(frozen=True, slots=True)
 class Tree:
     """The queries, keys and values of a layout in their two parts."""
 
@@ -195,7 +181,7 @@ class Tree:
     """As in the layout."""
 
 
-def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Masks, scale: float) -> Tree:
+def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tree:
     """Lay the heads out for the two products.
 
     Args:
@@ -203,7 +189,6 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Mask
         key: [N, Hkv, D].
         value: [N, Hkv, D].
         layout: which of the N tokens, and how.
-        masks: of the layout.
         scale: of the scores.
     """
     prompts, branches = layout.prompts, layout.branches
@@ -214,9 +199,9 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Mask
         prompt_key.flatten(0, 1),
         prompt_value.flatten(0, 1),
         prompts.tokens.shape[1],
-        masks.prompts,
+        prompts.mask,
     )
-    if branches is None or masks.branches is None:
+    if branches is None:
         return Tree(prompt, None)
 
     def keys(trunk: Tensor, flat: Tensor) -> Tensor:
@@ -226,7 +211,7 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Mask
 
     longest = branches.tokens.shape[1]
     own_query = _fold_queries(branches.read(query))
-    return Tree(prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, masks.branches))
+    return Tree(prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, branches.mask))
 
 
 def mix(tree: Tree, layout: Layout, out: Tensor) -> None:
