@@ -28,7 +28,7 @@ from greenloop.prompt import get_protocol, render
 from greenloop.sandbox import SandboxVerifier
 from greenloop.tasks import load_tasks
 from greenloop.tuning import prepare_process
-from greenloop.types import Outcome, Prompt, TaskSet, Verifier
+from greenloop.types import Outcome, TaskSet, Verifier
 
 
 def ours(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int) -> tuple[int, int]:
@@ -44,15 +44,15 @@ def theirs(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int, batch: i
     """The same of `generate` in batches."""
     tokenizer, protocol = loaded.tokenizer, get_protocol("train")
     prompts = sorted((render(protocol, task, tokenizer) for task in tasks.tasks), key=lambda one: len(one.token_ids))
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    pad = tokenizer.pad_token_id
     passed = tokens = 0
     for start in range(0, len(prompts), batch):
         chosen = prompts[start : start + batch]
-        ids, mask = left_padded(chosen, pad, loaded.device)
-        output = loaded.model.generate(
-            ids, attention_mask=mask, do_sample=False, max_new_tokens=limit, pad_token_id=pad
-        )
-        new = output[:, ids.shape[1] :]
+        rows = {"input_ids": [list(prompt.token_ids) for prompt in chosen]}
+        padded = tokenizer.pad(rows, padding_side="left", return_tensors="pt").to(loaded.device)
+        output = loaded.model.generate(**padded, do_sample=False, max_new_tokens=limit, pad_token_id=pad)
+        new = output[:, padded["input_ids"].shape[1] :]
         tokens += int((new != pad).sum(dim=1).add_(1).clamp_max_(new.shape[1]).sum())
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         verdicts = [
@@ -61,14 +61,6 @@ def theirs(loaded: Any, tasks: TaskSet, verifier: Verifier, limit: int, batch: i
         ]
         passed += sum(verdict.result().outcome is Outcome.PASSED for verdict in verdicts)
     return passed, tokens
-
-
-def left_padded(prompts: Sequence[Prompt], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, S] token ids and their mask."""
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    rows = [[pad] * (longest - len(prompt.token_ids)) + list(prompt.token_ids) for prompt in prompts]
-    masks = [[0] * (longest - len(prompt.token_ids)) + [1] * len(prompt.token_ids) for prompt in prompts]
-    return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
 
 
 def timed(name: str, action: Callable[[], tuple[int, int]]) -> dict[str, Any]:
