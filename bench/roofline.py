@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from bench.command import machine, parser_of, save, work_of
 from bench.counting import Cost, Sizes, group_pairs
 from bench.side_greenloop import Side
 from greenloop.decoder import Decoder
-from greenloop.decoder.kernels import packed, packed_linear
+from greenloop.decoder.kernels import packed
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.learn.improve import TokenGroup
@@ -72,7 +73,7 @@ def machine_limits(decoder: Decoder) -> tuple[float, float]:
         laid_out = packed(weight, 2048)
         ways = [lambda x=x, w=weight: torch.nn.functional.linear(x, w)]
         if laid_out is not None:
-            ways.append(lambda x=x, w=laid_out: packed_linear(x, w))
+            ways.append(partial(laid_out, x))
         rates += [2 * x.shape[0] * weight.numel() / seconds_of(way, 9, best=True) for way in ways]
     block = torch.ones(2**28, dtype=torch.float32, device=decoder.device)
     return max(rates), block.numel() * 4 / seconds_of(block.sum, 9, best=True)

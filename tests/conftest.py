@@ -28,8 +28,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 48,
+    "vocab_size": 304,
+    "hidden_size": 96,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from conftest import tiny_llama, tiny_qwen2, with_adapter
 from greenloop.decoder import Decoder, supported
-from greenloop.decoder.kernels import attend, attend_plainly, joined, packed, packed_linear
+from greenloop.decoder.kernels import attend, attend_plainly, joined, packed
 from greenloop.engine.build import make_engine
 from greenloop.engine.fallback import TransformersEngine
 from greenloop.learn.policy import Policy
@@ -42,7 +42,7 @@ def test_a_packed_weight_gives_the_plain_product(dtype: torch.dtype, relative: f
     if laid_out is None:
         pytest.skip(f"oneDNN lays no {dtype} weight out in this build or on this processor; plain products are used")
     exact = x.double() @ weight.double().T
-    assert ((packed_linear(x, laid_out).double() - exact).abs() <= relative * exact.abs() + absolute).all()
+    assert ((laid_out(x).double() - exact).abs() <= relative * exact.abs() + absolute).all()
 
 
 def test_packed_and_plain_decoders_agree_in_bfloat16_before_and_after_a_refresh():

@@ -136,7 +136,7 @@ def test_an_update_gives_up_the_laid_out_copy_of_the_weights():
     decoder = one.policy.decoder
     decoder.pack(8)
     if decoder.layers[0].qkv._packed is None:
-        pytest.skip("oneDNN lays no float32 weight out in this build; there is no copy")
+        pytest.skip("no float32 weight is laid out in this build; there is no copy")
     one.improve([group()], torch.tensor([[1.0, 0, 0.5, 0]]))
     assert all(fused._packed is None for layer in decoder.layers for fused in layer.linears)
-    assert decoder._head.weight is None
+    assert decoder.lm_head._packed is None

@@ -164,4 +164,4 @@ def test_advantages_loss_gradients_and_step_equal_trls(make, beta, rewards, byte
         assert distance(gradients[name], scaled) < 1e-4, name
     # Adam's first step divides by |g|: where g is near its epsilon, rounding decides, so the update is compared whole.
     update_of = [torch.cat([(p.detach() - before[n]).flatten() for n, p in trained(m).items()]) for m in (ours, theirs)]
-    assert distance(*update_of) < 1e-3
+    assert distance(*update_of) < 2e-3

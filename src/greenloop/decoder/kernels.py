@@ -7,19 +7,23 @@ denominator, so that two attentions over different keys can be joined exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def packed(weight: Tensor, rows: int) -> Tensor | None:
-    """The [out, in] weight laid out for products with about `rows` rows; None where this gains nothing."""
+def packed(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
+    """The product with the [out, in] weight laid out by oneDNN for about `rows` rows: [N, in] to [N, out].
+
+    None where laying it out gains nothing. Later changes of the weight are not seen.
+    """
     if weight.device.type != "cpu" or not _packs(weight.dtype):
         return None
-    laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    return laid_out
+    return partial(_packed_linear, weight=torch.ops.mkldnn._reorder_linear_weight(weight, rows))
 
 
 def _packs(dtype: torch.dtype) -> bool:
@@ -31,8 +35,7 @@ def _packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def packed_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """[N, in] times a weight that `packed` returned: [N, out]."""
+def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return out
 

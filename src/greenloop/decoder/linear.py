@@ -8,13 +8,15 @@ gradients. The adapter is stored and stepped in float32 by PEFT; here is its cop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greenloop.decoder.kernels import packed, packed_linear
+from greenloop.decoder.kernels import packed
+from greenloop.decoder.native import Product, blocks_of, lays_out
 
 
 class FusedLinear:
@@ -33,7 +35,11 @@ class FusedLinear:
         self.down = first.new_zeros(self.rank, self.in_features)
         """[rank, in]: every A."""
         self.bias = _fused_bias(bases)
-        self._packed: Tensor | None = None
+        self._packed: Callable[[Tensor], Tensor] | None = None
+        self.blocks: Tensor | None = None
+        """[blocks, in + rank, 16]: `weight` as native code reads it, if it is laid out so."""
+        self.down_blocks: Tensor | None = None
+        """[blocks, in, 16]: `down` beside it, if there are adapters."""
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -44,26 +50,38 @@ class FusedLinear:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take the adapter's present values."""
-        self._packed = None
+        self.unpack()
         for layer, rank, out in self._blocks():
             a, b, scale = lora_of(layer)
             self.down[rank].copy_(a)
             self.weight[out, self.in_features :][:, rank].copy_(b * scale)
 
-    def pack(self, rows: int) -> None:
-        """Lay the present weight out for calls with about `rows` rows, until the next `refresh` or `unpack`."""
-        self._packed = packed(self.weight, rows)
+    def pack(self, rows: int, *, native: bool) -> None:
+        """Lay the present weight out for calls with about `rows` rows, until the next `refresh` or `unpack`.
+
+        Args:
+            rows: of the calls.
+            native: `native.Step` will read the weight.
+        """
+        self.unpack()
+        whole = self.weight.dtype == torch.float32
+        if lays_out(self.weight) and (native or whole):
+            self.blocks, self.down_blocks = blocks_of(self.weight), blocks_of(self.down) if self.rank else None
+        if self.blocks is None:
+            self._packed = packed(self.weight, rows)
+        elif whole:
+            self._packed = Product(self.blocks)
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of the weight."""
-        self._packed = None
+        self._packed = self.blocks = self.down_blocks = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, sum of the layers' outputs]."""
         joined = self.joined(x)
         if self._packed is None:
             return self.product(joined)
-        out = packed_linear(joined, self._packed)
+        out = self._packed(joined)
         return out if self.bias is None else out.add_(self.bias)
 
     def joined(self, x: Tensor, dropped: Tensor | None = None) -> Tensor:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greenloop.decoder.kernels import packed, packed_linear
 from greenloop.decoder.linear import FusedLinear, is_plain
+from greenloop.decoder.native import fits
 
 SUPPORTED = frozenset({"llama", "qwen2", "qwen3", "mistral"})
 
@@ -71,14 +71,6 @@ class DecoderLayer:
         return (self.qkv, self.output, self.gate_up, self.down)
 
 
-@dataclass(frozen=True, slots=True)
-class _PackedHead:
-    """The output head, which no adapter changes, laid out for decoding."""
-
-    weight: Tensor | None
-    rows: int
-
-
 class Decoder:
     """Weights of a supported causal LM, fused."""
 
@@ -90,11 +82,14 @@ class Decoder:
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.inner_width: int = config.intermediate_size
         self.scale = self.head_width**-0.5
         self.layers = [_layer(layer, self.head.dtype) for layer in self.inner.layers]
         self.norm = _norm(self.inner.norm, self.head.dtype)
         self._cos = self._sin = torch.empty(0)
-        self._head = _PackedHead(None, 0)
+        self.lm_head = FusedLinear([causal.lm_head])
+        self.native = fits(self)
+        """Whether a decode step may run as native code (`native.Step`)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,19 +109,17 @@ class Decoder:
     def pack(self, rows: int) -> None:
         """Lay the present weights out for forwards of about `rows` tokens, until the next `refresh` or `unpack`."""
         for fused in self._fused():
-            fused.pack(rows)
-        if self._head.rows != rows:
-            self._head = _PackedHead(packed(self.head, rows), rows)
+            fused.pack(rows, native=self.native)
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of all weights."""
         for fused in self._fused():
             fused.unpack()
-        self._head = _PackedHead(None, 0)
 
     def _fused(self) -> Iterator[FusedLinear]:
         for layer in self.layers:
             yield from layer.linears
+        yield self.lm_head
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """[N] tokens at [N] reserved positions to [N, d] hidden states after the final norm. Keeps no graph."""
@@ -148,9 +141,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] to [N, V]."""
-        if self._head.weight is None:
-            return F.linear(hidden, self.head)
-        return packed_linear(hidden, self._head.weight)
+        return self.lm_head(hidden)
 
     def heads_of(self, layer: DecoderLayer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, out] of the fused projection to q [N, H, D], k and v [N, Hkv, D], q and k at their positions."""

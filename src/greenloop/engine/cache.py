@@ -12,6 +12,7 @@ from torch import Tensor
 
 from greenloop.decoder import Decoder
 from greenloop.decoder.kernels import Mixed, attend, joined
+from greenloop.decoder.native import LANES
 
 
 class KVCache:
@@ -44,6 +45,11 @@ class KVCache:
         """Places for tokens in a whole cache of these sizes."""
         return rows * (prompt_tokens + new_tokens) + slots * prompt_tokens
 
+    def keep_prompt(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Put a prompt's keys and values [Hkv, S, D] into a slot."""
+        self.prompt_k[layer, slot, :, : k.shape[1]] = k
+        self.prompt_v[layer, slot, :, : k.shape[1]] = v
+
     def begin_rows(self, first: int, slots: list[int]) -> None:
         """The rows from `first` on begin behind the prompts of `slots`."""
         if self.whole:
@@ -64,10 +70,49 @@ class KVCache:
         self.own_v[:, target, :, :length] = self.own_v[:, source, :, :length]
 
 
+class BlockedCache:
+    """The same for `native.Step`: keys in blocks of 16 places, values in blocks of 16 of their dimensions."""
+
+    def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
+        layers, heads, width = len(decoder.layers), decoder.kv_heads, decoder.head_width
+        parts, prompt, own = width // LANES, -(-prompt_tokens // LANES), -(-new_tokens // LANES)
+        self.prompt_k = torch.zeros(layers, slots, heads, prompt, width, LANES)
+        self.prompt_v = torch.zeros(layers, slots, heads, parts, prompt * LANES, LANES)
+        self.own_k = torch.zeros(layers, rows, heads, own, width, LANES)
+        self.own_v = torch.zeros(layers, rows, heads, parts, own * LANES, LANES)
+        self.scale = decoder.scale
+        decoder.reserve(prompt_tokens + new_tokens)
+
+    @staticmethod
+    def bytes_per_token(decoder: Decoder) -> int:
+        """Of one token's keys and values in all layers; they are float32."""
+        return 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_width * 4
+
+    def keep_prompt(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Put a prompt's keys and values [Hkv, S, D] into a slot."""
+        places = F.pad(k, (0, 0, 0, -k.shape[1] % LANES)).unflatten(1, (-1, LANES)).transpose(2, 3)
+        self.prompt_k[layer, slot, :, : places.shape[1]] = places
+        self.prompt_v[layer, slot, :, :, : v.shape[1]] = v.unflatten(2, (-1, LANES)).transpose(1, 2)
+
+    def begin_rows(self, first: int, slots: list[int]) -> None:
+        """Nothing: a strip has its own tokens alone."""
+
+    def move_slot(self, source: int, target: int) -> None:
+        """Put a prompt's keys and values into another slot."""
+        self.prompt_k[:, target] = self.prompt_k[:, source]
+        self.prompt_v[:, target] = self.prompt_v[:, source]
+
+    def move_row(self, source: int, target: int, prompt: int, own: int) -> None:
+        """Put the keys and values of a row, with so many tokens of its own, into another row."""
+        blocks = -(-own // LANES)
+        self.own_k[:, target, :, :blocks] = self.own_k[:, source, :, :blocks]
+        self.own_v[:, target, :, :, :own] = self.own_v[:, source, :, :, :own]
+
+
 class PromptAttention:
     """Causal attention over prompts, one after another, that leaves the keys and values of each in a slot."""
 
-    def __init__(self, cache: KVCache, first_slot: int, lengths: list[int]) -> None:
+    def __init__(self, cache: KVCache | BlockedCache, first_slot: int, lengths: list[int]) -> None:
         self.cache, self.first_slot, self.lengths = cache, first_slot, lengths
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,8 +122,7 @@ class PromptAttention:
 
     def _one(self, layer: int, slot: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = k.transpose(0, 1), v.transpose(0, 1)
-        self.cache.prompt_k[layer, slot, :, : k.shape[1]] = k
-        self.cache.prompt_v[layer, slot, :, : k.shape[1]] = v
+        self.cache.keep_prompt(layer, slot, k, v)
         groups = q.shape[1] // k.shape[0]
         k, v = k.repeat_interleave(groups, dim=0), v.repeat_interleave(groups, dim=0)
         mixed = F.scaled_dot_product_attention(

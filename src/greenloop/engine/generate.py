@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Decoder
-from greenloop.engine.cache import KVCache
+from greenloop.engine.cache import BlockedCache, KVCache
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.sampler import Drawn, draw_each, uniforms
-from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, Steps
+from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, NativeSteps, Steps
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Finish
@@ -105,6 +105,8 @@ class Engine:
 
     def _steps(self, **sizes: int) -> Steps:
         """Steps over a cache of at least these sizes; fixed ones outlive the call and grow, within the memory."""
+        if not self.fixed and self.decoder.native:
+            return NativeSteps(self.decoder, BlockedCache(self.decoder, **sizes))
         if not self.fixed:
             return FreeSteps(self.decoder, KVCache(self.decoder, **sizes, whole=False))
         # Taken out: a second call beside an unfinished one gets a cache of its own.
@@ -140,7 +142,8 @@ def affordable_rows(
         whole: a row has its prompt in its strip too.
     """
     wanted = _completions_of(requests)
-    tokens = memory // KVCache.bytes_per_token(decoder)
+    cache = BlockedCache if decoder.native and not whole else KVCache
+    tokens = memory // cache.bytes_per_token(decoder)
     longest = max(map(len, wanted))
     strip = sampling.max_new_tokens + (longest if whole else 0)
     # With fewer rows than prompts each row may have a prompt of its own.

@@ -1,8 +1,8 @@
-"""One decode step of the rows in flight, in the two ways that suit a processor and a GPU.
+"""One decode step of the rows in flight, in the ways that suit a processor and a GPU.
 
 In: the last token of every row and where it stands. Out: the next tokens. A processor gets shapes as small as the step
-allows; a GPU gets shapes that never change, so that the whole step is one CUDA graph: launching its kernels one by one
-takes longer than they do.
+allows, in native code where that can be made; a GPU gets shapes that never change, so that the whole step is one CUDA
+graph: launching its kernels one by one takes longer than they do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Attend, Decoder
-from greenloop.engine.cache import FixedAttention, KVCache, PaddedPromptAttention, PromptAttention, RowAttention
+from greenloop.decoder.native import Step
+from greenloop.engine.cache import (
+    BlockedCache,
+    FixedAttention,
+    KVCache,
+    PaddedPromptAttention,
+    PromptAttention,
+    RowAttention,
+)
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import Drawn, draw, draw_each
 
@@ -43,7 +51,10 @@ class InFlight:
 class Steps(Protocol):
     """Computes decode steps over a cache."""
 
-    cache: KVCache
+    @property
+    def cache(self) -> KVCache | BlockedCache:
+        """Where the rows' keys and values are."""
+        ...
 
     def together(self, lengths: Sequence[int]) -> bool:
         """Whether prompts of these lengths are worth one forward."""
@@ -63,7 +74,7 @@ class FreeSteps:
 
     prefill_tokens = 2048
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache | BlockedCache) -> None:
         self.decoder, self.cache = decoder, cache
 
     def together(self, lengths: Sequence[int]) -> bool:
@@ -80,9 +91,22 @@ class FreeSteps:
             torch.tensor(values, device=self.decoder.device)
             for values in (rows.own, rows.slots, rows.prompts, rows.tokens)
         )
+        assert isinstance(self.cache, KVCache)
         attend = RowAttention(self.cache, slots, prompts, own)
         logits = self.decoder.logits(self.decoder.forward(tokens, prompts[slots] + own, attend))
         return draw_each(logits, uniform, ways)
+
+
+class NativeSteps(FreeSteps):
+    """Each step as one call into native code; prompts as `FreeSteps` computes them."""
+
+    def __init__(self, decoder: Decoder, cache: BlockedCache) -> None:
+        super().__init__(decoder, cache)
+        self._step = Step(decoder, cache)
+
+    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+        """See `Steps`."""
+        return draw_each(self._step.logits(rows.tokens, rows.own, rows.slots, rows.prompts), uniform, ways)
 
 
 class FixedSteps:

@@ -1,0 +1,13 @@
+"""Machine code for few rows on a processor, made by LLVM through Numba for the vectors that it has.
+
+A decode step multiplies a few rows by every weight of the model, so it lasts as long as reading the weights does, if
+nothing else is in the way: library products that read them at a third of the memory's rate, and a thousand calls of
+small operations. Here both are left out. Nothing is compiled at installation; where Numba or PyTorch's own team of
+threads is missing, `available` says so and PyTorch's operations do the work.
+"""
+
+from greenloop.decoder.native.layout import LANES, blocks_of
+from greenloop.decoder.native.product import Product, lays_out
+from greenloop.decoder.native.step import Step, fits
+
+__all__ = ["LANES", "Product", "Step", "blocks_of", "fits", "lays_out"]

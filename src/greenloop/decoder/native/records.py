@@ -1,0 +1,111 @@
+"""What native code is told, as C structures: addresses and sizes.
+
+All values are 64 bits wide. Addresses are of float32 values unless said
+otherwise; 0 means that there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+PRODUCT = np.dtype(
+    [
+        ("x", "i8"),
+        ("weight", "i8"),  # laid out
+        ("out", "i8"),
+        ("rows", "i8"),
+        ("width", "i8"),  # inputs
+        ("blocks", "i8"),  # of outputs
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""One product of plain matrices."""
+
+LINEAR = np.dtype(
+    [
+        ("line", "i8"),  # bytes of 16 weights: 64 in float32, 32 in bfloat16
+        ("weight", "i8"),  # [blocks, width + rank, 16], base and B
+        ("blocks", "i8"),
+        ("width", "i8"),  # inputs
+        ("rank", "i8"),  # of the adapters
+        ("down", "i8"),  # [down_blocks, width, 16], A
+        ("down_blocks", "i8"),
+    ]
+)
+"""A fused linear layer."""
+
+LAYER = np.dtype(
+    [
+        ("input_norm", "i8"),
+        ("qkv", LINEAR),
+        ("bias", "i8"),  # of qkv
+        ("output", LINEAR),
+        ("mlp_norm", "i8"),
+        ("gate_up", LINEAR),
+        ("down", LINEAR),
+        ("prompt_k", "i8"),  # the layer's part of a BlockedCache, as are the next three
+        ("prompt_v", "i8"),
+        ("own_k", "i8"),
+        ("own_v", "i8"),
+    ]
+)
+"""A decoder layer and its keys and values."""
+
+ROWS = np.dtype([("at", "i8"), ("stride", "i8")])
+"""Rows of values: the address, and values from a row to the next."""
+
+STEP = np.dtype(
+    [
+        ("rows", "i8"),
+        ("layers", "i8"),  # of LAYER records
+        ("layer_count", "i8"),
+        ("hidden", ROWS),  # the residual stream; in: the embedded tokens
+        ("normed", ROWS),  # [rows, d + low]
+        ("qkv", ROWS),
+        ("mixed", ROWS),  # attention's result [rows, H D + low]
+        ("gate_up", ROWS),
+        ("gated", ROWS),  # [rows, m + low]
+        ("change", ROWS),  # to be added to the residual stream
+        ("logits", ROWS),
+        ("width", "i8"),  # d
+        ("inner", "i8"),  # m
+        ("heads", "i8"),  # query heads of one KV head
+        ("kv_heads", "i8"),
+        ("head_width", "i8"),  # D
+        ("eps", "f8"),
+        ("scale", "f8"),
+        ("cos", "i8"),  # [rows, D / 2]
+        ("sin", "i8"),
+        ("own", "i8"),  # int64 [rows] tokens in each strip before
+        ("order", "i8"),  # int64 [rows] rows of a slot side by side
+        ("chunks", "i8"),  # int64 [chunk_count, 3] slot, place in order, rows
+        ("chunk_count", "i8"),
+        ("prompts", "i8"),  # int64 [slots] tokens
+        ("prompt_places", "i8"),
+        ("own_places", "i8"),
+        ("norm", "i8"),
+        ("head", LINEAR),
+        ("scratch", "i8"),  # of every thread
+        ("scratch_size", "i8"),  # values
+        ("counts", "i8"),  # int64 zeros: what is taken of each phase
+        ("met", "i8"),  # int64 [2] zeros: threads that have met, threads that have entered
+        ("team_size", "i8"),  # function
+        ("give_way", "i8"),  # function
+    ]
+)
+"""One decode step."""
+
+
+def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:
+    """[1] record with the named fields, nested ones as mappings; what is not named is 0.
+
+    >>> record(ROWS, {"at": 5, "stride": 2}).tolist()
+    [(5, 2)]
+    """
+    filled = np.zeros(1, dtype=kind)
+    for name, value in fields.items():
+        filled[name] = record(kind[name], value) if isinstance(value, Mapping) else value
+    return filled

@@ -1,0 +1,186 @@
+"""A decode step of all rows as one call into native code.
+
+In: a decoder whose weights are laid out, and the keys and values of the rows in flight. Out: logits. The same
+mathematics as `Decoder.forward` over the same keys; all that is not a weight is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from greenloop.decoder.native.layout import LANES, PHASES
+from greenloop.decoder.native.product import lays_out
+from greenloop.decoder.native.records import LAYER, STEP, record
+from greenloop.decoder.native.team import give_way, run, team_size
+
+if TYPE_CHECKING:
+    from greenloop.decoder.linear import FusedLinear
+    from greenloop.decoder.stack import Decoder
+
+CHUNK = 4
+"""Rows of one prompt that a thread takes together in attention."""
+
+
+class Cache(Protocol):
+    """Keys and values in blocks."""
+
+    prompt_k: Tensor
+    """[L, slots, Hkv, S / 16, D, 16]."""
+    prompt_v: Tensor
+    """[L, slots, Hkv, D / 16, S, 16]."""
+    own_k: Tensor
+    """[L, rows, Hkv, T / 16, D, 16]."""
+    own_v: Tensor
+    """[L, rows, Hkv, D / 16, T, 16]."""
+
+
+def fits(decoder: Decoder) -> bool:
+    """Whether `Step` computes this decoder: weights that it reads, no norms of heads, biases on q, k, v alone."""
+    linears = [linear for layer in decoder.layers for linear in layer.linears]
+    norms = [norm for layer in decoder.layers for norm in (layer.input_norm, layer.mlp_norm)]
+    return (
+        decoder.head_width % LANES == 0
+        and all(lays_out(linear.weight) for linear in (*linears, decoder.lm_head))
+        and all(layer.query_norm is None and layer.key_norm is None for layer in decoder.layers)
+        and all(linear.bias is None for layer in decoder.layers for linear in (*layer.linears[1:], decoder.lm_head))
+        and all(norm.eps == decoder.norm.eps for norm in norms)
+    )
+
+
+class Step:
+    """Decode steps over one cache, with the weights as they are now."""
+
+    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+        """Plan for a decoder that `fits` and is packed."""
+        from greenloop.decoder.native.code import step
+
+        self.decoder, self.cache, self._function = decoder, cache, step.address
+        rows, heads, width = cache.own_k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
+        hidden = decoder.head.shape[1]
+        linears = [linear for layer in decoder.layers for linear in layer.linears]
+        low = max(-(-linear.rank // LANES) * LANES for linear in linears)
+        qkv = heads + 2 * decoder.kv_heads * decoder.head_width
+        widths = {
+            "hidden": hidden,
+            "normed": hidden + low,
+            "qkv": qkv,
+            "mixed": heads + low,
+            "gate_up": 2 * width,
+            "gated": width + low,
+            "change": hidden,
+        }
+        self._buffers = {name: torch.zeros(rows, size) for name, size in widths.items()}
+        prompt_places, own_places = cache.prompt_v.shape[4], cache.own_v.shape[4]
+        group = decoder.heads // decoder.kv_heads
+        # The queries of a chunk, their scores, and two results of attention.
+        scratch = CHUNK * group * (3 * decoder.head_width + prompt_places + own_places) + LANES
+        self._scratch = torch.zeros(torch.get_num_threads(), scratch)
+        self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
+        self._layers = self._layer_records()
+        self._taken = np.zeros(PHASES * len(decoder.layers) + 2, dtype=np.int64)
+        self._met = np.zeros(2, dtype=np.int64)
+        fields = {
+            "layers": self._layers.ctypes.data,
+            "layer_count": len(decoder.layers),
+            **{name: {"at": buffer.data_ptr(), "stride": buffer.shape[1]} for name, buffer in self._buffers.items()},
+            "width": hidden,
+            "inner": width,
+            "heads": group,
+            "kv_heads": decoder.kv_heads,
+            "head_width": decoder.head_width,
+            "eps": decoder.norm.eps,
+            "scale": decoder.scale,
+            "prompt_places": prompt_places,
+            "own_places": own_places,
+            "norm": decoder.norm.weight.data_ptr(),
+            "head": _linear(decoder.lm_head),
+            "scratch": self._scratch.data_ptr(),
+            "scratch_size": scratch,
+            "counts": self._taken.ctypes.data,
+            "met": self._met.ctypes.data,
+            "team_size": team_size(),
+            "give_way": give_way(),
+        }
+        self._record = record(STEP, fields)
+
+    def logits(self, tokens: Sequence[int], own: Sequence[int], slots: Sequence[int], prompts: Sequence[int]) -> Tensor:
+        """The logits after the rows' last tokens, whose keys and values go into the cache.
+
+        Args:
+            tokens: [B] last token of each row.
+            own: [B] tokens in each row's strip before.
+            slots: [B] slot of each row's prompt.
+            prompts: [slots in use] tokens of each prompt.
+
+        Returns:
+            [B, V] float32.
+        """
+        decoder, rows = self.decoder, len(tokens)
+        self._buffers["hidden"][:rows] = decoder.embed(torch.tensor(tokens))
+        lengths, at = np.array(prompts), np.array(slots)
+        before, order = np.array(own), np.argsort(at, kind="stable")
+        cos, sin = (angle.float() for angle in decoder.rotary(torch.from_numpy(lengths[at] + before)))
+        chunks = _chunks(at[order])
+        logits = torch.empty(rows, decoder.head.shape[0])
+        self._taken.fill(0)
+        self._met.fill(0)
+        one = self._record
+        one["rows"], one["chunk_count"] = rows, len(chunks)
+        one["cos"], one["sin"] = cos.data_ptr(), sin.data_ptr()
+        arrays = {"own": before, "order": order, "chunks": chunks, "prompts": lengths}
+        for name, array in arrays.items():
+            one[name] = array.ctypes.data
+        one["logits"]["at"], one["logits"]["stride"] = logits.data_ptr(), logits.shape[1]
+        run(self._function, one.ctypes.data)
+        return logits
+
+    def _layer_records(self) -> np.ndarray:
+        records = np.zeros(len(self.decoder.layers), dtype=LAYER)
+        for number, layer in enumerate(self.decoder.layers):
+            bias = self._biases[number]
+            fields: dict[str, Any] = {
+                "input_norm": layer.input_norm.weight.data_ptr(),
+                "bias": 0 if bias is None else bias.data_ptr(),
+                "mlp_norm": layer.mlp_norm.weight.data_ptr(),
+            }
+            for name in ("qkv", "output", "gate_up", "down"):
+                fields[name] = _linear(getattr(layer, name))
+            for name in ("prompt_k", "prompt_v", "own_k", "own_v"):
+                fields[name] = getattr(self.cache, name)[number].data_ptr()
+            records[number : number + 1] = record(LAYER, fields)
+        return records
+
+
+def _linear(linear: FusedLinear) -> dict[str, int]:
+    """The fields of a LINEAR record."""
+    assert linear.blocks is not None, "the decoder was not packed for native code"
+    low = linear.down_blocks
+    return {
+        "line": LANES * linear.blocks.element_size(),
+        "weight": linear.blocks.data_ptr(),
+        "blocks": linear.blocks.shape[0],
+        "width": linear.in_features,
+        "rank": linear.rank,
+        "down": 0 if low is None else low.data_ptr(),
+        "down_blocks": 0 if low is None else low.shape[0],
+    }
+
+
+def _chunks(slots: np.ndarray) -> np.ndarray:
+    """[n, 3] slot, first place and rows of each chunk of rows whose slots, in order, are these.
+
+    >>> _chunks(np.array([0, 0, 0, 0, 0, 2])).tolist()
+    [[0, 0, 4], [0, 4, 1], [2, 5, 1]]
+    """
+    found: list[list[int]] = []
+    for place, slot in enumerate(slots.tolist()):
+        if found and found[-1][0] == slot and found[-1][2] < CHUNK:
+            found[-1][2] += 1
+        else:
+            found.append([slot, place, 1])
+    return np.array(found, dtype=np.int64)

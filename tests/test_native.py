@@ -1,0 +1,146 @@
+"""Native code against PyTorch's operations: products, a whole decode step, the engine around it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
+from greenloop.decoder import Decoder, native
+from greenloop.decoder.native import Product, Step, blocks_of, lays_out
+from greenloop.decoder.native import team as team_module
+from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
+from greenloop.engine.generate import Engine
+from greenloop.engine.request import Request, Sampling
+from greenloop.engine.stopping import Stopper
+
+if not team_module.available():
+    pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel", allow_module_level=True)
+
+PROMPTS = [list(range(3, 36)), list(range(40, 47)), list(range(60, 76))]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
+def test_a_product_equals_the_exact_one(rows: int):
+    generator = torch.Generator().manual_seed(rows)
+    for width, outputs in ((1, 16), (33, 48), (576, 320)):
+        weight = torch.randn(outputs, width, generator=generator)
+        x = torch.randn(rows, width, generator=generator)
+        exact = x.double() @ weight.double().T
+        found = Product(blocks_of(weight))(x)
+        assert (found.double() - exact).abs().max() < 1e-5 * max(1.0, float(exact.abs().max()))
+
+
+def test_what_is_laid_out_is_filled_up_with_zeros():
+    weight = torch.arange(1.0, 37.0).reshape(18, 2)
+    blocks = blocks_of(weight)
+    assert blocks.shape == (2, 2, 16)
+    assert torch.equal(blocks[1, :, :2].T, weight[16:])
+    assert not blocks[1, :, 2:].any()
+    assert not lays_out(weight)
+    assert lays_out(weight[:16])
+    assert not lays_out(weight[:16].half())
+
+
+def test_the_exponential_is_float32s():
+    from greenloop.decoder.native.code import _exp
+
+    x = np.linspace(-86.9, 87.9, 20001, dtype=np.float32)
+    found = np.array([_exp(value) for value in x])
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=3e-7)
+    assert _exp(np.float32(-1e30)) < 1e-37
+    assert np.isnan(_exp(np.float32(np.nan)))
+
+
+def pairs_of_logits(model: torch.nn.Module, steps: int = 18) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits of nine rows over three prompts by PyTorch and by native code, step by step; rows move in between."""
+    decoder = Decoder(model)
+    decoder.pack(9)
+    assert decoder.native
+    sizes = {"rows": 9, "slots": 3, "prompt_tokens": 40, "new_tokens": steps + 2}
+    plain, blocked = KVCache(decoder, **sizes), BlockedCache(decoder, **sizes)
+    lengths = [len(prompt) for prompt in PROMPTS]
+    tokens = torch.tensor([token for prompt in PROMPTS for token in prompt])
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    generator = torch.Generator().manual_seed(5)
+    slots, own = [0, 2, 1, 0, 0, 0, 0, 1, 2], [0] * 9
+    found = []
+    with torch.inference_mode():
+        for cache in (plain, blocked):
+            decoder.forward(tokens, positions, PromptAttention(cache, 0, lengths))
+        step = Step(decoder, blocked)
+        for number in range(steps):
+            last = torch.randint(0, 300, (len(own),), generator=generator)
+            prompts, at, before = torch.tensor(lengths), torch.tensor(slots), torch.tensor(own)
+            attend = RowAttention(plain, at, prompts, before)
+            expected = decoder.logits(decoder.forward(last, prompts[at] + before, attend))
+            found.append((expected.float(), step.logits(last.tolist(), own, slots, lengths)))
+            own = [count + 1 for count in own]
+            if number in (3, 9):
+                # The last row takes the place of row 1, as it does when a completion ends.
+                for cache in (plain, blocked):
+                    cache.move_row(len(own) - 1, 1, lengths[slots[-1]], own[-1])
+                slots[1], own[1] = slots.pop(), own.pop()
+            if number == 12:
+                for cache in (plain, blocked):
+                    cache.move_slot(2, 0)
+                    cache.move_slot(1, 2)
+                slots, lengths = [{0: 0, 1: 2, 2: 0}[slot] for slot in slots], [lengths[2], 1, lengths[1]]
+    return found
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_step_gives_the_decoders_logits(make, threads: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = pairs_of_logits(with_adapter(make()))
+    finally:
+        torch.set_num_threads(before)
+    for expected, logits in found:
+        assert expected.abs().max() > 0.5
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_a_step_reads_bfloat16_weights_and_rounds_less_than_the_decoder():
+    exact = pairs_of_logits(with_adapter(tiny_llama().bfloat16().float()))
+    for (expected, logits), (whole, _) in zip(
+        pairs_of_logits(with_adapter(tiny_llama().bfloat16())), exact, strict=True
+    ):
+        by_decoder, by_step = (expected - whole).abs().mean(), (logits - whole).abs().mean()
+        assert 0 < by_step < by_decoder
+
+
+def test_models_with_norms_of_heads_and_machines_without_the_code_decode_in_pytorch(monkeypatch):
+    assert not Decoder(tiny_qwen3()).native
+    monkeypatch.setattr("greenloop.decoder.native.product.available", lambda: False)
+    decoder = Decoder(tiny_llama())
+    assert not decoder.native
+    stopper = Stopper(ByteText(), frozenset({257}))
+    requests = [Request(token_ids=tuple(prompt), samples=4, seed=seed) for seed, prompt in enumerate(PROMPTS)]
+    sampling = Sampling(max_new_tokens=20)
+    without = {(one.group, one.sample): one for one in Engine(decoder, stopper).generate(requests, sampling)}
+    monkeypatch.undo()
+    decoder = Decoder(tiny_llama())
+    assert decoder.native
+    found = {(one.group, one.sample): one for one in Engine(decoder, stopper, rows=5).generate(requests, sampling)}
+    assert {key: one.token_ids for key, one in found.items()} == {key: one.token_ids for key, one in without.items()}
+    for key, one in without.items():
+        assert found[key].logprobs == pytest.approx(one.logprobs, abs=1e-4)
+
+
+def test_a_process_without_numba_says_that_it_is_missing():
+    program = (
+        "import sys, json; sys.modules['numba'] = None\n"
+        "from greenloop.decoder.native.team import available\n"
+        "print(json.dumps(available()))"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(answer.stdout) is False
+    assert native.lays_out(torch.zeros(16, 2))
