@@ -6,7 +6,7 @@
 
 Needed again after each change of the train split or of the recipe's sampling; until then the recipe probes by itself.
 Draws are addressed by task, so evaluations of parts of the split (tasks that came later, say) are as good as one of it
-all: name each folder.
+all: name each folder. What is shipped already is kept for tasks that have not changed since.
 """
 
 import json
@@ -18,6 +18,7 @@ import greenloop
 from greenloop.files import write_atomically
 from greenloop.known_probe import SAMPLING
 from greenloop.tasks import load_tasks
+from greenloop.tasks.content import content_sha256
 from greenloop.types import TaskSet
 
 SHIPPED = Path(greenloop.__file__).parent / "recipes" / "starter.probe.json"
@@ -33,7 +34,7 @@ def probe_of(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
     if any(one != asked[0] for one in asked):
         sys.exit("the evaluations differ in weights, dtype, samples, protocol or sampling")
     split = load_tasks("starter:train")
-    counts: dict[str, list[int]] = {}
+    counts = _shipped(split, asked[0])
     for results in evaluations:
         unchanged = _unchanged(results, split)
         for task in results["sampled"]["tasks"]:
@@ -49,6 +50,15 @@ def probe_of(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
         "dtype": dtype,
         "counts": {task.task_id: counts[task.task_id] for task in split.tasks},
     }
+
+
+def _shipped(split: TaskSet, asked: tuple[int, str, dict[str, Any]]) -> dict[str, list[int]]:
+    """The counts of the probe that is shipped, if its tasks are in the split as they were and it asked the same."""
+    shipped = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    counts: dict[str, list[int]] = shipped["counts"]
+    tasks_sha256 = content_sha256([task for task in split.tasks if task.task_id in counts])
+    same = shipped["asked"] == {**asked[2], "tasks_sha256": tasks_sha256}
+    return counts if same and (shipped["samples"], shipped["dtype"]) == asked[:2] else {}
 
 
 def _unchanged(results: dict[str, Any], split: TaskSet) -> set[str]:
