@@ -21,12 +21,12 @@ def packed(weight: Tensor, rows: int) -> Callable[[Tensor], Tensor] | None:
 
     None where laying it out gains nothing. Later changes of the weight are not seen.
     """
-    if weight.device.type != "cpu" or not _packs(weight.dtype):
+    if weight.device.type != "cpu" or not packs(weight.dtype):
         return None
     return partial(_packed_linear, weight=torch.ops.mkldnn._reorder_linear_weight(weight, rows))
 
 
-def _packs(dtype: torch.dtype) -> bool:
+def packs(dtype: torch.dtype) -> bool:
     """Whether oneDNN lays weights of this dtype out here; bfloat16 only where the processor multiplies in it."""
     if not _has("mkldnn", "_reorder_linear_weight"):
         return False

@@ -74,12 +74,10 @@ class Engine:
         if decoder.device.type == "cuda":
             free: int = torch.cuda.mem_get_info(decoder.device)[0]
             self.memory, self.most_rows = int(CUDA_SHARE * free), CUDA_MOST_ROWS
-        self.decoder.pack(rows or MOST_ROWS)
 
     def refresh(self) -> None:
         """Take the adapter's present values."""
         self.decoder.refresh()
-        self.decoder.pack(self.rows or MOST_ROWS)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -91,6 +89,7 @@ class Engine:
             self.decoder, requests, sampling, memory=self.memory, most=self.most_rows, whole=self.fixed
         )
         rows = min(rows, wanted.total())
+        self.decoder.pack(rows)
         steps = self._steps(
             rows=rows,
             slots=min(rows, len(wanted)),
@@ -105,7 +104,7 @@ class Engine:
 
     def _steps(self, **sizes: int) -> Steps:
         """Steps over a cache of at least these sizes; fixed ones outlive the call and grow, within the memory."""
-        if not self.fixed and self.decoder.native:
+        if not self.fixed and self.decoder.native_for(sizes["rows"]):
             return NativeSteps(self.decoder, BlockedCache(self.decoder, **sizes))
         if not self.fixed:
             return FreeSteps(self.decoder, KVCache(self.decoder, **sizes, whole=False))

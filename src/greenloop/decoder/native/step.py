@@ -82,6 +82,8 @@ class Step:
         self._scratch = torch.zeros(torch.get_num_threads(), scratch)
         self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
         self._layers = self._layer_records()
+        # The records hold addresses: a `refresh` of the decoder meanwhile must not free what they point to.
+        self._weights = [(linear.blocks, linear.down_blocks) for linear in (*linears, decoder.lm_head)]
         self._taken = np.zeros(PHASES * len(decoder.layers) + 2, dtype=np.int64)
         self._met = np.zeros(2, dtype=np.int64)
         fields = {
