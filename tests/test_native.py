@@ -36,6 +36,12 @@ def test_a_product_equals_the_exact_one(rows: int):
         assert (found.double() - exact).abs().max() < 1e-5 * max(1.0, float(exact.abs().max()))
 
 
+def test_a_product_with_bfloat16_weights_rounds_nothing_more():
+    weight, x = torch.randn(48, 40).bfloat16(), torch.randn(7, 40).bfloat16()
+    exact = x.double() @ weight.double().T
+    assert (Product(blocks_of(weight))(x).double() - exact).abs().max() < 1e-4
+
+
 def test_what_is_laid_out_is_filled_up_with_zeros():
     weight = torch.arange(1.0, 37.0).reshape(18, 2)
     blocks = blocks_of(weight)

@@ -356,7 +356,7 @@ def product(argument: Any) -> None:
     """One thread's part of the product that a PRODUCT record describes."""
     one = carray(argument, 1, PRODUCT)[0]
     _multiply(
-        one.x, one.width, one.rows, one.weight, LINE, one.width, one.out, one.blocks * LANES, one.blocks, one.taken
+        one.x, one.width, one.rows, one.weight, one.line, one.width, one.out, one.blocks * LANES, one.blocks, one.taken
     )
 
 

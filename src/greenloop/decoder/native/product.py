@@ -1,4 +1,4 @@
-"""Products with few rows: x W^T for one float32 weight that is laid out once."""
+"""Products: x W^T for one weight that is laid out once, in float32 whatever its type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from greenloop.decoder.native.layout import LANES
 from greenloop.decoder.native.records import PRODUCT, record
-from greenloop.decoder.native.team import available, run
+from greenloop.decoder.native.team import available, compiled, run
 
 
 def lays_out(weight: Tensor) -> bool:
@@ -18,7 +18,7 @@ def lays_out(weight: Tensor) -> bool:
 
 
 class Product:
-    """x W^T for one float32 weight."""
+    """x W^T for one weight."""
 
     def __init__(self, blocks: Tensor) -> None:
         """Ready to multiply.
@@ -26,18 +26,17 @@ class Product:
         Args:
             blocks: [out / 16, in, 16], what `blocks_of` makes of a weight that `lays_out` accepts.
         """
-        from greenloop.decoder.native.code import product
-
-        self.blocks, self._function = blocks, product.address
+        self.blocks, self._function = blocks, compiled().product.address
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[N, in] float32 to [N, out]."""
-        x = x.contiguous()
+        """[N, in] to [N, out] float32."""
+        x = x.float().contiguous()
         count, width, _ = self.blocks.shape
         out = torch.empty(x.shape[0], count * LANES)
         taken = np.zeros(1, dtype=np.int64)
         fields = {
             "x": x.data_ptr(),
+            "line": LANES * self.blocks.element_size(),
             "weight": self.blocks.data_ptr(),
             "out": out.data_ptr(),
             "rows": x.shape[0],
@@ -45,5 +44,5 @@ class Product:
             "blocks": count,
             "taken": taken.ctypes.data,
         }
-        run(self._function, record(PRODUCT, fields).ctypes.data)
+        run(self._function, record(PRODUCT, fields).ctypes.data, torch.get_num_threads())
         return out

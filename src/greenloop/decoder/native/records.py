@@ -14,6 +14,7 @@ import numpy as np
 PRODUCT = np.dtype(
     [
         ("x", "i8"),
+        ("line", "i8"),  # bytes of 16 weights: 64 in float32, 32 in bfloat16
         ("weight", "i8"),  # laid out
         ("out", "i8"),
         ("rows", "i8"),

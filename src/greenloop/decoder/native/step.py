@@ -16,7 +16,7 @@ from torch import Tensor
 from greenloop.decoder.native.layout import LANES, PHASES
 from greenloop.decoder.native.product import lays_out
 from greenloop.decoder.native.records import LAYER, STEP, record
-from greenloop.decoder.native.team import give_way, run, team_size
+from greenloop.decoder.native.team import compiled, give_way, run, team_size
 
 if TYPE_CHECKING:
     from greenloop.decoder.linear import FusedLinear
@@ -57,9 +57,8 @@ class Step:
 
     def __init__(self, decoder: Decoder, cache: Cache) -> None:
         """Plan for a decoder that `fits` and is packed."""
-        from greenloop.decoder.native.code import step
-
-        self.decoder, self.cache, self._function = decoder, cache, step.address
+        self.decoder, self.cache, self._function = decoder, cache, compiled().step.address
+        self._threads = torch.get_num_threads()
         rows, heads, width = cache.own_k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
         hidden = decoder.head.shape[1]
         linears = [linear for layer in decoder.layers for linear in layer.linears]
@@ -79,7 +78,7 @@ class Step:
         group = decoder.heads // decoder.kv_heads
         # The queries of a chunk, their scores, and two results of attention.
         scratch = CHUNK * group * (3 * decoder.head_width + prompt_places + own_places) + LANES
-        self._scratch = torch.zeros(torch.get_num_threads(), scratch)
+        self._scratch = torch.zeros(self._threads, scratch)
         self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
         self._layers = self._layer_records()
         # The records hold addresses: a `refresh` of the decoder meanwhile must not free what they point to.
@@ -138,7 +137,7 @@ class Step:
         for name, array in arrays.items():
             one[name] = array.ctypes.data
         one["logits"]["at"], one["logits"]["stride"] = logits.data_ptr(), logits.shape[1]
-        run(self._function, one.ctypes.data)
+        run(self._function, one.ctypes.data, self._threads)
         return logits
 
     def _layer_records(self) -> np.ndarray:

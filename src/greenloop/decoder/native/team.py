@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,33 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None and _openmp() is not None
 
 
-def run(function: int, argument: int) -> None:
-    """Call the C function `void (*)(void *)` at an address with one argument, in all threads at once.
+def compiled() -> Any:
+    """The module `code`, compiled for this processor by this process or an earlier one.
+
+    Numba keeps what it compiled beside the source or in the user's cache folder; where neither can be written to,
+    every process compiles anew.
+    """
+    import numba
+
+    try:
+        from greenloop.decoder.native import code
+    except RuntimeError:
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="greenloop-")
+        from greenloop.decoder.native import code
+    return code
+
+
+def run(function: int, argument: int, threads: int) -> None:
+    """Call the C function `void (*)(void *)` at an address with one argument, in so many threads at once.
 
     Args:
         function: the address of the function.
         argument: the address that every thread is given.
+        threads: at most so many.
     """
     openmp = _openmp()
     assert openmp is not None, "available was not asked"
-    openmp.GOMP_parallel(function, argument, torch.get_num_threads(), 0)
+    openmp.GOMP_parallel(function, argument, threads, 0)
 
 
 def team_size() -> int:
@@ -45,7 +63,8 @@ def give_way() -> int:
 def _openmp() -> Any:
     """The OpenMP runtime that PyTorch has loaded, if it answers to `GOMP_parallel`.
 
-    That is the entry that GCC compiles a parallel region to (libgomp's ABI); LLVM's runtime has it as well.
+    That is the entry that GCC compiles a parallel region to (libgomp's ABI); LLVM's runtime has it as well. Of several
+    runtimes PyTorch's is the one that was installed with it.
     """
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
@@ -53,7 +72,8 @@ def _openmp() -> Any:
         return None
     site = str(Path(torch.__file__).parents[1])
     loaded = {fields[-1] for line in maps.splitlines() if len(fields := line.split()) > 5}
-    for path in sorted(path for path in loaded if path.startswith(site) and "omp" in Path(path).name):
+    runtimes = {path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp", "libomp"))}
+    for path in sorted(runtimes, key=lambda path: (not path.startswith(site), path)):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel"):
             library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
