@@ -6,7 +6,7 @@
 
 Needed again after each change of the train split or of the recipe's sampling; until then the recipe probes by itself.
 Draws are addressed by task, so evaluations of parts of the split (tasks that came later, say) are as good as one of it
-all: name each folder. What is shipped already is kept for tasks that have not changed since.
+all: name each folder. What is shipped already is kept as long as none of its tasks has changed.
 """
 
 import json

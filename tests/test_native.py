@@ -150,3 +150,15 @@ def test_a_process_without_numba_says_that_it_is_missing():
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) is False
     assert native.lays_out(torch.zeros(16, 2))
+
+
+def test_code_is_kept_for_exactly_these_sources_or_for_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(team_module, "cache_dir", lambda: tmp_path / "cache")
+    kept = team_module._kept_code()
+    assert kept == team_module._kept_code()
+    assert kept.parent == tmp_path / "cache" / "native"
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(team_module, "cache_dir", lambda: tmp_path / "file")
+    alone = team_module._kept_code()
+    assert alone.is_dir()
+    assert alone != team_module._kept_code()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packs
 from greenloop.decoder.linear import FusedLinear, is_plain
-from greenloop.decoder.native import fits
+from greenloop.decoder.native import Product, fits
 
 _FEW_ROWS = 24
 
@@ -93,7 +93,7 @@ class Decoder:
         self.lm_head = FusedLinear([causal.lm_head])
         self.native = fits(self)
         """Whether a decode step may run as native code (`native.Step`)."""
-        self._packed: bool | None = None
+        self._packed: tuple[bool, int] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,11 +122,14 @@ class Decoder:
     def pack(self, rows: int) -> None:
         """Lay the present weights out for decode steps of about `rows` rows, until the next `refresh` or `unpack`."""
         native = self.native_for(rows)
-        if self._packed == native:
+        # Native code has one layout, oneDNN one for each number of rows.
+        packed = (native, 0 if native else rows)
+        if self._packed == packed:
             return
-        self._packed = native
+        self._packed = None
         for fused in self._fused():
             fused.pack(rows, native=native)
+        self._packed = packed
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of all weights."""
@@ -158,8 +161,9 @@ class Decoder:
         return embedded.float()
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, d] to [N, V]."""
-        return self.lm_head(hidden)
+        """[N, d] to [N, V], in float32 where native code can read the head."""
+        blocks = self.lm_head.blocks
+        return self.lm_head(hidden) if blocks is None else Product(blocks)(hidden)
 
     def heads_of(self, layer: DecoderLayer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, out] of the fused projection to q [N, H, D], k and v [N, Hkv, D], q and k at their positions."""

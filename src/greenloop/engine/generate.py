@@ -76,7 +76,7 @@ class Engine:
             self.memory, self.most_rows = int(CUDA_SHARE * free), CUDA_MOST_ROWS
 
     def refresh(self) -> None:
-        """Take the adapter's present values."""
+        """Take the adapter's present values. Calls of `generate` that are not finished may mix them with the old."""
         self.decoder.refresh()
 
     @torch.inference_mode()
@@ -141,14 +141,19 @@ def affordable_rows(
         whole: a row has its prompt in its strip too.
     """
     wanted = _completions_of(requests)
-    cache = BlockedCache if decoder.native and not whole else KVCache
-    tokens = memory // cache.bytes_per_token(decoder)
     longest = max(map(len, wanted))
     strip = sampling.max_new_tokens + (longest if whole else 0)
-    # With fewer rows than prompts each row may have a prompt of its own.
-    own_prompts = tokens // (strip + longest)
-    shared = (tokens - len(wanted) * longest) // strip
-    return max(1, min(most, max(own_prompts, shared)))
+
+    def within(token_bytes: int) -> int:
+        tokens = memory // token_bytes
+        # With fewer rows than prompts each row may have a prompt of its own.
+        own_prompts = tokens // (strip + longest)
+        shared = (tokens - len(wanted) * longest) // strip
+        return max(1, min(most, max(own_prompts, shared)))
+
+    rows = within(KVCache.bytes_per_token(decoder))
+    native = not whole and decoder.native_for(min(rows, wanted.total()))
+    return within(BlockedCache.bytes_per_token(decoder)) if native else rows
 
 
 def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:

@@ -32,7 +32,7 @@ class Product:
         """[N, in] to [N, out] float32."""
         x = x.float().contiguous()
         count, width, _ = self.blocks.shape
-        out = torch.empty(x.shape[0], count * LANES)
+        out = torch.empty(x.shape[0], count * LANES, dtype=torch.float32)
         taken = np.zeros(1, dtype=np.int64)
         fields = {
             "x": x.data_ptr(),
@@ -44,5 +44,6 @@ class Product:
             "blocks": count,
             "taken": taken.ctypes.data,
         }
-        run(self._function, record(PRODUCT, fields).ctypes.data, torch.get_num_threads())
+        one = record(PRODUCT, fields)
+        run(self._function, one.ctypes.data, torch.get_num_threads())
         return out

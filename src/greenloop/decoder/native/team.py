@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from greenloop.places import cache_dir
 
 
 def available() -> bool:
@@ -20,20 +24,32 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None and _openmp() is not None
 
 
+@functools.cache
 def compiled() -> Any:
-    """The module `code`, compiled for this processor by this process or an earlier one.
-
-    Numba keeps what it compiled beside the source or in the user's cache folder; where neither can be written to,
-    every process compiles anew.
-    """
+    """The module `code`, compiled for this processor by this process or an earlier one."""
     import numba
 
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_kept_code())
     try:
         from greenloop.decoder.native import code
-    except RuntimeError:
-        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="greenloop-")
-        from greenloop.decoder.native import code
+    finally:
+        numba.config.CACHE_DIR = before
     return code
+
+
+def _kept_code() -> Path:
+    """Where compiled code is kept: a folder for exactly these sources, or one for this process alone.
+
+    Numba knows a function by the file that it stands in; this code is put together from several.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    folder = cache_dir() / "native" / digest[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="greenloop-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="greenloop-"))
 
 
 def run(function: int, argument: int, threads: int) -> None:
@@ -70,10 +86,11 @@ def _openmp() -> Any:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
         return None
-    site = str(Path(torch.__file__).parents[1])
-    loaded = {fields[-1] for line in maps.splitlines() if len(fields := line.split()) > 5}
+    # torch/lib or torch.libs.
+    own = str(Path(torch.__file__).parent)
+    loaded = {fields[5] for line in maps.splitlines() if len(fields := line.split(maxsplit=5)) > 5}
     runtimes = {path for path in loaded if Path(path).name.startswith(("libgomp", "libiomp", "libomp"))}
-    for path in sorted(runtimes, key=lambda path: (not path.startswith(site), path)):
+    for path in sorted(runtimes, key=lambda path: (not path.startswith(own), path)):
         library = ctypes.CDLL(path)
         if hasattr(library, "GOMP_parallel"):
             library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
