@@ -211,8 +211,8 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     strip = one.own_places * width * BYTES
     for place in range(rows):
         row = order[begin + place]
-        at = (row * one.kv_heads + head) * strip
-        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, at)
+        offset = (row * one.kv_heads + head) * strip
+        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, offset)
 
     prompt = _integers(one.prompts, slot + 1)[slot]
     at = (slot * one.kv_heads + head) * one.prompt_places * width * BYTES

@@ -5,6 +5,7 @@ A second team would fight PyTorch's for the cores, because threads of OpenMP wai
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -19,6 +20,7 @@ import torch
 from greenloop.places import cache_dir
 
 
+@functools.cache
 def available() -> bool:
     """Whether this process can make and run native code."""
     return importlib.util.find_spec("numba") is not None and _openmp() is not None
@@ -45,10 +47,8 @@ def _kept_code() -> Path:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     folder = cache_dir() / "native" / digest[:16]
-    try:
+    with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="greenloop-"))
     return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="greenloop-"))
 
 

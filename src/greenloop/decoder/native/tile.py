@@ -5,7 +5,7 @@ Addresses and numbers are 64-bit integers throughout; offsets are in bytes where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -60,14 +60,14 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            rows, *others = arguments
+            rows, *operands = arguments
             after = builder.append_basic_block("after")
             switch = builder.switch(rows, after)
             for count in range(1, TILE + 1):
                 case = builder.append_basic_block(f"rows_{count}")
                 switch.add_case(_INT(count), case)
                 builder.position_at_end(case)
-                _emit_tile(builder, weights_of, line, count, *others)
+                _emit_tile(builder, weights_of, line, count, operands)
                 builder.branch(after)
             builder.position_at_end(after)
             return context.get_dummy_value()
@@ -78,20 +78,10 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
 
 
 def _emit_tile(
-    builder: Any,
-    weights_of: Callable[[Any, Any], Any],
-    line: int,
-    count: int,
-    x: Any,
-    x_stride: Any,
-    block: Any,
-    width: Any,
-    out: Any,
-    out_stride: Any,
-    ahead: Any,
-    ahead_step: Any,
+    builder: Any, weights_of: Callable[[Any, Any], Any], line: int, count: int, operands: Sequence[Any]
 ) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
+    x, x_stride, block, width, out, out_stride, ahead, ahead_step = operands
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
     )
