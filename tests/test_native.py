@@ -12,7 +12,7 @@ import torch
 
 from conftest import ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
-from greenloop.decoder.native import Product, Step, blocks_of, lays_out
+from greenloop.decoder.native import Product, Step, blocks_of, lays_out, rows
 from greenloop.decoder.native import team as team_module
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
@@ -54,13 +54,13 @@ def test_what_is_laid_out_is_filled_up_with_zeros():
 
 
 def test_the_exponential_is_float32s():
-    from greenloop.decoder.native.code import _exp
+    from greenloop.decoder.native.parts import exp
 
     x = np.linspace(-86.9, 87.9, 20001, dtype=np.float32)
-    found = np.array([_exp(value) for value in x])
+    found = np.array([exp(value) for value in x])
     np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=3e-7)
-    assert _exp(np.float32(-1e30)) < 1e-37
-    assert np.isnan(_exp(np.float32(np.nan)))
+    assert exp(np.float32(-1e30)) < 1e-37
+    assert np.isnan(exp(np.float32(np.nan)))
 
 
 def pairs_of_logits(model: torch.nn.Module, steps: int = 18) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -162,3 +162,76 @@ def test_code_is_kept_for_exactly_these_sources_or_for_one_process(tmp_path, mon
     alone = team_module._kept_code()
     assert alone.is_dir()
     assert alone != team_module._kept_code()
+
+
+def exact(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().double().requires_grad_()
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest error, in shares of the largest value."""
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("count", [1, 5, 13, 200])
+@pytest.mark.parametrize(("width", "outputs", "rank"), [(1, 3, 1), (33, 20, 5), (64, 96, 16), (1100, 48, 24)])
+def test_a_sum_of_products_equals_the_exact_one(count: int, width: int, outputs: int, rank: int):
+    generator = torch.Generator().manual_seed(count)
+    x, low, plus = (torch.randn(count, size, generator=generator) for size in (width, rank, outputs))
+    whole = torch.randn(outputs, width + rank, generator=generator)
+    weight, up = whole[:, :width], whole[:, width:]
+    assert far(rows.multiply(x, weight), x.double() @ weight.double().T) < 1e-5
+    assert far(rows.multiply(x, weight.bfloat16()), x.double() @ weight.bfloat16().double().T) < 1e-5
+    summed = x.double() @ weight.double().T + low.double() @ up.double().T + plus.double()
+    assert far(rows.multiply(x, weight, low, up, plus=plus), summed) < 1e-5
+    # The way back reads the same weights by their other side.
+    assert far(rows.multiply(plus, weight.T), plus.double() @ weight.double()) < 1e-5
+    assert far(rows.multiply(plus, weight.T.bfloat16()), plus.double() @ weight.bfloat16().double()) < 1e-5
+
+
+def test_the_passes_over_rows_are_what_autograd_says():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, plus = torch.randn(40, 50, generator=generator), torch.rand(50, generator=generator), torch.ones(40, 50)
+    outer = torch.randn(40, 50, generator=generator)
+    known = exact(x)
+    normed = torch.nn.functional.rms_norm(known, (50,), weight.double(), 1e-5)
+    normed.backward(outer.double())
+    again, found = rows.normed_back(x, weight, 1e-5, outer, plus)
+    assert far(rows.normed(x, weight, 1e-5), normed.detach()) < 1e-6
+    assert far(again, normed.detach()) < 1e-6
+    assert far(found, known.grad + plus) < 1e-6
+
+    known, outer = exact(x), outer[:, :25].contiguous()
+    gate, up = known.chunk(2, dim=1)
+    gated = torch.nn.functional.silu(gate) * up
+    gated.backward(outer.double())
+    again, found = rows.gated_back(x, outer)
+    assert far(rows.gated(x), gated.detach()) < 1e-6
+    assert far(again, gated.detach()) < 1e-6
+    assert far(found, known.grad) < 1e-6
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_log_probs_entropy_and_slope_are_what_autograd_says(temperature: float):
+    logits = 8 * torch.randn(30, 1000, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(30) * 33
+    logits[3, 99] = 90.0
+    known = exact(logits)
+    scores = (known / temperature).log_softmax(dim=-1)
+    chosen = scores.gather(1, labels[:, None]).squeeze(1)
+    chosen.sum().backward()
+    entropy = -(scores.exp() * scores).sum(dim=-1).detach()
+    untouched = logits.clone()
+    for slope in (False, True):
+        logprobs, found = rows.judged(untouched.clone() if not slope else logits, labels, temperature, slope=slope)
+        torch.testing.assert_close(logprobs, chosen.detach().float(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, entropy.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, known.grad.float(), atol=1e-6, rtol=1e-4)
+
+
+def test_log_probs_of_what_is_not_a_number_are_none():
+    logits = torch.zeros(2, 40)
+    logits[1, 7] = float("nan")
+    logprobs, _ = rows.judged(logits, torch.zeros(2, dtype=torch.int64), 1.0, slope=True)
+    assert logprobs[0].isfinite()
+    assert logprobs[1].isnan()

@@ -162,6 +162,10 @@ def test_advantages_loss_gradients_and_step_equal_trls(make, beta, rewards, byte
     for name, expected in expected_gradients.items():
         scaled = expected * min(1.0, 1.0 / float(norm + 1e-6))
         assert distance(gradients[name], scaled) < 1e-4, name
-    # Adam's first step divides by |g|: where g is near its epsilon, rounding decides, so the update is compared whole.
-    update_of = [torch.cat([(p.detach() - before[n]).flatten() for n, p in trained(m).items()]) for m in (ours, theirs)]
-    assert distance(*update_of) < 2e-3
+    # Adam's first step divides by |g|: where g is itself no more than rounding, its sign is, so those are left out.
+    felt = {name: g.abs() > 1e-3 * g.abs().max() for name, g in expected_gradients.items()}
+    assert sum(int(weights.sum()) for weights in felt.values()) > 0.9 * sum(
+        weights.numel() for weights in felt.values()
+    )
+    update_of = [torch.cat([(p.detach() - before[n])[felt[n]] for n, p in trained(m).items()]) for m in (ours, theirs)]
+    assert distance(*update_of) < 1e-4

@@ -13,26 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from greenloop.decoder import Decoder, DecoderLayer, FusedLinear, Norm, gated, rotate
+from greenloop.decoder import Decoder, DecoderLayer, rotate
 from greenloop.learn import tree_attention
+from greenloop.learn.operations import Operations, norm_gradient
 from greenloop.learn.tree_attention import Layout, Tree
-
-
-@dataclass(frozen=True, slots=True)
-class Thinning:
-    """Dropout on what the adapter reads (PEFT's `lora_dropout`)."""
-
-    share: float
-    """Of the inputs that are set to 0."""
-    generator: torch.Generator
-
-    def mask(self, x: Tensor) -> Tensor:
-        """Like `x`: 0 or 1 / (1 - share)."""
-        keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.share
-        return keep.to(x.dtype).div_(1 - self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +32,7 @@ class Plan:
     """[N, 1, D / 2]."""
     sin: Tensor
     """[N, 1, D / 2]."""
-    thinning: Thinning | None = None
+    operations: Operations
 
     def plant(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tree]:
         """Each layout's tree of the heads of all N tokens."""
@@ -80,11 +66,12 @@ def layer_forward(plan: Plan, layer: DecoderLayer, hidden: Tensor) -> Tensor:
 
 def reference_forward(plan: Plan, layer: DecoderLayer, hidden: Tensor) -> Tensor:
     """The same of the base alone, without a graph."""
-    qkv = layer.qkv.without_adapter(layer.input_norm(hidden))
+    does = plan.operations
+    qkv = does.project_base(layer.qkv, does.normed(layer.input_norm, hidden))
     trees = plan.plant(*plan.decoder.heads_of(layer, qkv, plan.cos, plan.sin))
-    middle = hidden + layer.output.without_adapter(plan.mix(trees))
-    gate_up = layer.gate_up.without_adapter(layer.mlp_norm(middle))
-    return middle.add_(layer.down.without_adapter(gated(gate_up)))
+    middle = does.project_base(layer.output, plan.mix(trees), hidden)
+    gate_up = does.project_base(layer.gate_up, does.normed(layer.mlp_norm, middle))
+    return does.project_base(layer.down, does.gated(gate_up), middle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,73 +87,39 @@ class _Read:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, plan: Plan, layer: DecoderLayer, *_: Tensor) -> Tensor:
-        decoder = plan.decoder
-        qkv, read_qkv = _project(layer.qkv, layer.input_norm(hidden), plan)
+        decoder, does = plan.decoder, plan.operations
+        qkv, read_qkv = does.project(layer.qkv, does.normed(layer.input_norm, hidden))
         trees = plan.plant(*decoder.heads_of(layer, qkv, plan.cos, plan.sin))
         attended = plan.mix(trees)
-        out, read_output = _project(layer.output, attended, plan)
-        middle = hidden + out
-        gate_up, read_gate_up = _project(layer.gate_up, layer.mlp_norm(middle), plan)
-        out, read_down = _project(layer.down, gated(gate_up), plan)
+        middle, read_output = does.project(layer.output, attended, hidden)
+        gate_up, read_gate_up = does.project(layer.gate_up, does.normed(layer.mlp_norm, middle))
+        out, read_down = does.project(layer.down, does.gated(gate_up), middle)
         ctx.plan, ctx.layer = plan, layer
         ctx.kept = (hidden, middle, attended, gate_up, trees, read_qkv, read_output, read_gate_up, read_down)
         ctx.projected = qkv[:, : -decoder.kv_heads * decoder.head_width] if layer.query_norm is not None else None
-        return middle + out
+        return out
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        plan, layer = ctx.plan, ctx.layer
+        plan, layer, does = ctx.plan, ctx.layer, ctx.plan.operations
         hidden, middle, attended, gate_up, trees, read_qkv, read_output, read_gate_up, read_down = ctx.kept
         del ctx.kept
         (residual,) = outer
-        dtype = attended.dtype
 
-        gate, up = gate_up.chunk(2, dim=-1)
-        opened = F.silu(gate)
-        inner, of_down = _backward(layer.down, opened * up, read_down, residual.to(dtype))
-        normed, inverse = _again(layer.mlp_norm, middle)
-        of_gate_up = torch.cat([torch.ops.aten.silu_backward(inner * up, gate), inner * opened], dim=1)
-        inner, of_gate_up_adapter = _backward(layer.gate_up, normed, read_gate_up, of_gate_up)
-        residual = residual + _norm_gradient(layer.mlp_norm, middle, inverse, inner)
+        inner, low = does.project_back(layer.down, read_down, residual)
+        opened, of_gate_up = does.gated_back(gate_up, inner)
+        of_down = does.adapter_gradients(layer.down, opened, read_down, residual, low)
+        inner, low = does.project_back(layer.gate_up, read_gate_up, of_gate_up)
+        normed, residual = does.normed_back(layer.mlp_norm, middle, inner, residual)
+        of_gate_up_adapter = does.adapter_gradients(layer.gate_up, normed, read_gate_up, of_gate_up, low)
 
-        inner, of_output = _backward(layer.output, attended, read_output, residual.to(dtype))
+        inner, low = does.project_back(layer.output, read_output, residual)
+        of_output = does.adapter_gradients(layer.output, attended, read_output, residual, low)
         heads = _projection_gradient(plan, layer, trees, ctx.projected, inner)
-        normed, inverse = _again(layer.input_norm, hidden)
-        inner, of_qkv = _backward(layer.qkv, normed, read_qkv, heads)
-        residual += _norm_gradient(layer.input_norm, hidden, inverse, inner)
+        inner, low = does.project_back(layer.qkv, read_qkv, heads)
+        normed, residual = does.normed_back(layer.input_norm, hidden, inner, residual)
+        of_qkv = does.adapter_gradients(layer.qkv, normed, read_qkv, heads, low)
         return residual, None, None, *of_qkv, *of_output, *of_gate_up_adapter, *of_down
-
-
-def _project(fused: FusedLinear, x: Tensor, plan: Plan) -> tuple[Tensor, _Read]:
-    mask = plan.thinning.mask(x) if plan.thinning and fused.rank else None
-    joined = fused.joined(x, None if mask is None else x * mask)
-    return fused.product(joined), _Read(joined[:, fused.in_features :].contiguous(), mask)
-
-
-def _backward(fused: FusedLinear, x: Tensor, read: _Read, out: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The gradient of the input [N, in] and those of the adapter, from that of the output [N, out]."""
-    joined = out @ fused.weight
-    if not fused.rank:
-        return joined, []
-    inner, low = joined[:, : fused.in_features], joined[:, fused.in_features :].contiguous()
-    if read.mask is None:
-        inner = torch.addmm(inner, low, fused.down)
-    else:
-        inner = inner + (low @ fused.down) * read.mask
-        x = x * read.mask
-    return inner, fused.adapter_gradients(low.T @ x, out.T @ read.low)
-
-
-def _again(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    inverse = norm.inverse(x)
-    return norm.scaled(x, inverse), inverse
-
-
-def _norm_gradient(norm: Norm, x: Tensor, inverse: Tensor, out: Tensor) -> Tensor:
-    """d/dx of x * inverse(x) * weight, float32: g / rms - x (g . x) / (d rms^3) with g = out * weight."""
-    scaled = out * norm.weight
-    along = torch.linalg.vecdot(scaled, x)[..., None]
-    return scaled.mul_(inverse).addcmul_(x, along.mul_(inverse.pow(3)), value=-1 / x.shape[-1])
 
 
 def _projection_gradient(
@@ -189,7 +142,7 @@ def _projection_gradient(
         sizes = [decoder.heads, decoder.kv_heads]
         before = projected.unflatten(-1, (-1, decoder.head_width)).float().split(sizes, dim=1)
         pieces = [
-            _norm_gradient(norm, x, norm.inverse(x), out)
+            norm_gradient(norm, x, norm.inverse(x), out)
             for norm, x, out in zip(norms, before, turned.split(sizes, dim=1), strict=True)
         ]
         turned = torch.cat(pieces, dim=1).to(v.dtype)

@@ -6,14 +6,13 @@ logits while it has them, and the backward pass is one scaling. The head is froz
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native import Product, blocks_of, lays_out
+from greenloop.decoder.native import available, rows
 
 _CHUNK = 256
 
@@ -46,36 +45,18 @@ def score(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> S
     return Scored(logprobs, entropy)
 
 
-def _projection(head: Tensor) -> Callable[[Tensor], Tensor]:
-    """[n, d] to the logits [n, V] in float32.
-
-    Native code, where it can be made, does not round them to bfloat16: half of what sampler and trainer differ by.
-    """
-    rounds = head.dtype == torch.bfloat16
-    return Product(blocks_of(head)) if rounds and lays_out(head) else lambda hidden: (hidden @ head.T).float()
-
-
 class _ChunkedLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         count = labels.shape[0]
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        wanted = ctx.needs_input_grad[0]
-        slope = torch.empty_like(hidden) if wanted else None
-        project = _projection(head)
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        judge = _judged_natively if head.device.type == "cpu" and available() else _judged
         for start in range(0, count, _CHUNK):
-            rows = slice(start, min(start + _CHUNK, count))
-            scores = project(hidden[rows]).div_(temperature).log_softmax(dim=-1)
-            logprobs[rows] = scores.gather(1, labels[rows, None]).squeeze(1)
-            probabilities = scores.exp()
-            entropy[rows] = -torch.linalg.vecdot(probabilities, scores)
-            if slope is not None:
-                # p - 1 at the label in float32: a confident token's slope would drown in the rounding of p otherwise.
-                probabilities.scatter_add_(
-                    1, labels[rows, None], probabilities.new_full((1, 1), -1.0).expand(len(scores), 1)
-                )
-                slope[rows] = (probabilities.to(head.dtype) @ head) / -temperature
+            part = slice(start, min(start + _CHUNK, count))
+            into = None if slope is None else slope[part]
+            logprobs[part], entropy[part] = judge(hidden[part], head, labels[part], temperature, into)
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -84,3 +65,29 @@ class _ChunkedLogProb(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         (slope,) = ctx.saved_tensors
         return (gradients[0][:, None] * slope).to(slope.dtype), None, None, None
+
+
+def _judged(
+    hidden: Tensor, head: Tensor, labels: Tensor, temperature: float, slope: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy [n] of a chunk; puts d log-prob / d hidden [n, d] into `slope`."""
+    scores = (hidden @ head.T).float().div_(temperature).log_softmax(dim=-1)
+    logprobs = scores.gather(1, labels[:, None]).squeeze(1)
+    probabilities = scores.exp()
+    entropy = -torch.linalg.vecdot(probabilities, scores)
+    if slope is not None:
+        # p - 1 at the label in float32: a confident token's slope would drown in the rounding of p otherwise.
+        probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((1, 1), -1.0).expand(len(scores), 1))
+        slope.copy_((probabilities.to(head.dtype) @ head) / -temperature)
+    return logprobs, entropy
+
+
+def _judged_natively(
+    hidden: Tensor, head: Tensor, labels: Tensor, temperature: float, slope: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same; the logits are not rounded to bfloat16, half of what sampler and trainer would differ by."""
+    logits = rows.multiply(hidden.float(), head)
+    logprobs, entropy = rows.judged(logits, labels, temperature, slope=slope is not None)
+    if slope is not None:
+        slope.copy_(rows.multiply(logits, head.T))
+    return logprobs, entropy

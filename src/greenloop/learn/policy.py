@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from greenloop.decoder import SUPPORTED, Decoder, DecoderLayer, supported, unwrapped
 from greenloop.errors import ConfigError
-from greenloop.learn.layer import Plan, Thinning, layer_forward, reference_forward
+from greenloop.learn.layer import Plan, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
+from greenloop.learn.operations import Operations, Thinning, operations_for
 from greenloop.learn.packing import Pack
 from greenloop.learn.tree_attention import Layout
 from greenloop.recipe import LoraSection
@@ -92,6 +93,7 @@ class Policy:
         """Packed tokens of several groups that are worth one forward: more only costs a processor memory."""
         dropout = model.peft_config["default"].lora_dropout
         self._thinning = Thinning(dropout, torch.Generator(self.decoder.device)) if dropout else None
+        self._operations: Operations = operations_for(self.decoder, self._thinning)
         model.train()
 
     @property
@@ -125,18 +127,18 @@ class Policy:
 
     def logprobs(self, packs: Sequence[Pack]) -> list[Scored]:
         """Log-prob and entropy of each of the packs' trained tokens, [M] each, from one forward."""
-        return self._scored(packs, layer_forward, self._thinning)
+        return self._scored(packs, layer_forward)
 
     @torch.no_grad()
     def reference_logprobs(self, packs: Sequence[Pack]) -> list[Tensor]:
         """[M] log-probs under the base model, pack by pack."""
-        return [scored.logprobs for scored in self._scored(packs, reference_forward, None)]
+        return [scored.logprobs for scored in self._scored(packs, reference_forward)]
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's own format."""
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
-    def _scored(self, packs: Sequence[Pack], through: LayerForward, thinning: Thinning | None) -> list[Scored]:
+    def _scored(self, packs: Sequence[Pack], through: LayerForward) -> list[Scored]:
         decoder, device = self.decoder, self.decoder.device
         decoder.reserve(max(pack.end for pack in packs))
         sizes = [len(pack.token_ids) for pack in packs]
@@ -152,7 +154,7 @@ class Policy:
             for name in ("token_ids", "positions", "labels")
         )
         scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=True)]).to(device)
-        plan = Plan(decoder, layouts, *decoder.rotary(positions), thinning)
+        plan = Plan(decoder, layouts, *decoder.rotary(positions), self._operations)
         hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)

@@ -1,4 +1,4 @@
-"""What all threads run at once, compiled when this is first imported and kept in Numba's cache after that.
+"""The decode step that all threads run at once, compiled when this is first imported and kept after that.
 
 Threads take shares of a phase's work from a common count, so one that is kept waiting by another process leaves its
 share to the others. Phases that read what others wrote are parted by `_meet`.
@@ -13,61 +13,14 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, PHASES
+from greenloop.decoder.native.parts import INTEGER, REORDERED, exp, floats, integers, multiply_block
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
-from greenloop.decoder.native.tile import (
-    BYTES,
-    LINE,
-    TILE,
-    add_atomically,
-    call,
-    half_tile,
-    load_atomically,
-    pointer,
-    power_of_two,
-    tile,
-)
+from greenloop.decoder.native.tile import BYTES, LINE, TILE, add_atomically, call, load_atomically, pointer
 
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
-INTEGER = 8
-"""Bytes."""
 PATIENCE = 2000
 """Looks at the others before a waiting thread offers its core to them."""
-REORDERED = {"reassoc", "contract", "nsz", "arcp"}
-"""Sums may be taken in any order, as vectors need; NaN and infinity stay what they are."""
-
-
-@njit
-def _floats(address: int, count: int) -> Any:
-    return carray(pointer(address), count, np.float32)
-
-
-@njit
-def _integers(address: int, count: int) -> Any:
-    return carray(pointer(address), count, np.int64)
-
-
-@njit
-def _block(
-    x: int,
-    x_stride: int,
-    rows: int,
-    block: int,
-    width: int,
-    out: int,
-    out_stride: int,
-    line: int = LINE,
-    following: int = 0,
-) -> None:
-    """The products of all rows with one block, by tiles; the block at `following` is fetched meanwhile."""
-    step = line // ((rows + TILE - 1) // TILE) if following else 0
-    for row in range(0, rows, TILE):
-        at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES
-        ahead = following + row // TILE * width * step if following else block
-        if line == LINE:
-            tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step)
-        else:
-            half_tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step)
 
 
 @njit
@@ -92,7 +45,7 @@ def _multiply(
         for block in range(first, last + 1):
             at = weight + block * size
             following = weight + (then if block == last else block + 1) * size
-            _block(x, x_stride, rows, at, width, out + block * LINE, out_stride, line, following)
+            multiply_block(x, x_stride, rows, at, width, out + block * LINE, out_stride, line, following)
         first = then
 
 
@@ -110,22 +63,22 @@ def _low(x: Any, first: int, rows: int, linear: Any) -> None:
     for block in range(linear.down_blocks):
         target = at + (linear.width + block * LANES) * BYTES
         weight = linear.down + block * linear.width * linear.line
-        _block(at, x.stride, rows, weight, linear.width, target, x.stride, linear.line)
+        multiply_block(at, x.stride, rows, weight, linear.width, target, x.stride, linear.line)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
 def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
     """Add the last change to the residual stream, if there is one, and normalise it for a linear layer."""
     width = one.width
-    weight = _floats(norm, width)
+    weight = floats(norm, width)
     first = add_atomically(taken, TILE)
     while first < one.rows:
         rows = min(TILE, one.rows - first)
         for row in range(first, first + rows):
-            hidden = _floats(one.hidden.at + row * one.hidden.stride * BYTES, width)
-            normed = _floats(one.normed.at + row * one.normed.stride * BYTES, width)
+            hidden = floats(one.hidden.at + row * one.hidden.stride * BYTES, width)
+            normed = floats(one.normed.at + row * one.normed.stride * BYTES, width)
             if changed:
-                change = _floats(one.change.at + row * one.change.stride * BYTES, width)
+                change = floats(one.change.at + row * one.change.stride * BYTES, width)
                 for i in range(width):
                     hidden[i] += change[i]
             squares = np.float32(0.0)
@@ -155,39 +108,18 @@ def _gate(one: Any, linear: Any, taken: int) -> None:
     while first < one.rows:
         rows = min(TILE, one.rows - first)
         for row in range(first, first + rows):
-            both = _floats(one.gate_up.at + row * one.gate_up.stride * BYTES, 2 * inner)
-            gated = _floats(one.gated.at + row * one.gated.stride * BYTES, inner)
+            both = floats(one.gate_up.at + row * one.gate_up.stride * BYTES, 2 * inner)
+            gated = floats(one.gated.at + row * one.gated.stride * BYTES, inner)
             for i in range(inner):
-                gated[i] = both[i] / (np.float32(1.0) + _exp(-both[i])) * both[inner + i]
+                gated[i] = both[i] / (np.float32(1.0) + exp(-both[i])) * both[inner + i]
         _low(one.gated, first, rows, linear)
         first = add_atomically(taken, TILE)
-
-
-@njit(fastmath=REORDERED)
-def _exp(x: Any) -> Any:
-    """e ** x in float32 without a call, so that loops become vectors; NaN stays NaN.
-
-    Cephes' `expf` (Moshier, 1989): 2 ** n e ** r with |r| <= log(2) / 2, e ** r by its polynomial of degree 7. Relative
-    error below 2e-7; below e ** -87 it is e ** -87, above e ** 88 e ** 88.
-    """
-    x = np.float32(-87.0) if x < np.float32(-87.0) else x
-    x = np.float32(88.0) if x > np.float32(88.0) else x
-    exponent = np.int32(x * np.float32(1.44269504088896341) + np.float32(127.5))
-    n = np.float32(exponent - np.int32(127))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + np.float32(1.0)) * power_of_two(exponent)
 
 
 @njit
 def _attend(one: Any, layer: Any, scratch: int, taken: int) -> None:
     """Attention of every row over its prompt and its own strip; the rows of a chunk read their prompt together."""
-    chunks = _integers(one.chunks, one.chunk_count * 3)
+    chunks = integers(one.chunks, one.chunk_count * 3)
     item = add_atomically(taken, 1)
     while item < one.chunk_count * one.kv_heads:
         chunk, head = item // one.kv_heads, item % one.kv_heads
@@ -207,35 +139,37 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     query, scores = scratch, scratch + queries * width * BYTES
     over_prompt = scores + queries * places * BYTES
     over_own = over_prompt + queries * width * BYTES
-    order, own = _integers(one.order, one.rows), _integers(one.own, one.rows)
+    order, own = integers(one.order, one.rows), integers(one.own, one.rows)
     strip = one.own_places * width * BYTES
     for place in range(rows):
         row = order[begin + place]
         offset = (row * one.kv_heads + head) * strip
         _place(one, layer, head, row, own[row], query + place * group * width * BYTES, offset)
 
-    prompt = _integers(one.prompts, slot + 1)[slot]
+    prompt = integers(one.prompts, slot + 1)[slot]
     at = (slot * one.kv_heads + head) * one.prompt_places * width * BYTES
     for block in range((prompt + LANES - 1) // LANES):
         keys = layer.prompt_k + at + block * width * LINE
-        _block(query, width, queries, keys, width, scores + block * LINE, places)
+        multiply_block(query, width, queries, keys, width, scores + block * LINE, places)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_k + (row * one.kv_heads + head) * strip
         first = place * group
         for block in range(own[row] // LANES + 1):
             target = scores + (first * places + one.prompt_places + block * LANES) * BYTES
-            _block(query + first * width * BYTES, width, group, mine + block * width * LINE, width, target, places)
+            multiply_block(
+                query + first * width * BYTES, width, group, mine + block * width * LINE, width, target, places
+            )
 
     for number in range(queries):
         _soften(
-            _floats(scores + number * places * BYTES, prompt),
-            _floats(scores + (number * places + one.prompt_places) * BYTES, own[order[begin + number // group]] + 1),
+            floats(scores + number * places * BYTES, prompt),
+            floats(scores + (number * places + one.prompt_places) * BYTES, own[order[begin + number // group]] + 1),
         )
 
     for block in range(width // LANES):
         values = layer.prompt_v + at + block * one.prompt_places * LINE
-        _block(scores, places, queries, values, prompt, over_prompt + block * LINE, width)
+        multiply_block(scores, places, queries, values, prompt, over_prompt + block * LINE, width)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_v + (row * one.kv_heads + head) * strip
@@ -243,10 +177,10 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
         for block in range(width // LANES):
             weights = scores + (first * places + one.prompt_places) * BYTES
             target = over_own + (first * width + block * LANES) * BYTES
-            _block(weights, places, group, mine + block * one.own_places * LINE, own[row] + 1, target, width)
-        first_sum = _floats(over_prompt + first * width * BYTES, group * width)
-        second_sum = _floats(over_own + first * width * BYTES, group * width)
-        mixed = _floats(one.mixed.at + (row * one.mixed.stride + head * group * width) * BYTES, group * width)
+            multiply_block(weights, places, group, mine + block * one.own_places * LINE, own[row] + 1, target, width)
+        first_sum = floats(over_prompt + first * width * BYTES, group * width)
+        second_sum = floats(over_own + first * width * BYTES, group * width)
+        mixed = floats(one.mixed.at + (row * one.mixed.stride + head * group * width) * BYTES, group * width)
         for i in range(group * width):
             mixed[i] = first_sum[i] + second_sum[i]
 
@@ -256,15 +190,15 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
     """Turn a row's queries and key by its position; put key and value into its strip."""
     width, group = one.head_width, one.heads
     half = width // 2
-    cos, sin = _floats(one.cos + row * half * BYTES, half), _floats(one.sin + row * half * BYTES, half)
+    cos, sin = floats(one.cos + row * half * BYTES, half), floats(one.sin + row * half * BYTES, half)
     heads = one.kv_heads * group
-    projected = _floats(one.qkv.at + row * one.qkv.stride * BYTES, (heads + 2 * one.kv_heads) * width)
+    projected = floats(one.qkv.at + row * one.qkv.stride * BYTES, (heads + 2 * one.kv_heads) * width)
     if layer.bias:
-        bias = _floats(layer.bias, (heads + 2 * one.kv_heads) * width)
+        bias = floats(layer.bias, (heads + 2 * one.kv_heads) * width)
         for begin, count in ((head * group, group), (heads + head, 1), (heads + one.kv_heads + head, 1)):
             for i in range(begin * width, (begin + count) * width):
                 projected[i] += bias[i]
-    queries = _floats(query, group * width)
+    queries = floats(query, group * width)
     for number in range(group):
         source, target = (head * group + number) * width, number * width
         for i in range(half):
@@ -273,13 +207,13 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
             queries[target + half + i] = (right * cos[i] + left * sin[i]) * one.scale
     source = (heads + head) * width
     block, lane = position // LANES, position % LANES
-    keys = _floats(layer.own_k + strip, one.own_places * width)
+    keys = floats(layer.own_k + strip, one.own_places * width)
     for i in range(half):
         left, right = projected[source + i], projected[source + half + i]
         keys[(block * width + i) * LANES + lane] = left * cos[i] - right * sin[i]
         keys[(block * width + half + i) * LANES + lane] = right * cos[i] + left * sin[i]
     source = (heads + one.kv_heads + head) * width
-    values = _floats(layer.own_v + strip, one.own_places * width)
+    values = floats(layer.own_v + strip, one.own_places * width)
     for i in range(width):
         values[((i // LANES) * one.own_places + position) * LANES + i % LANES] = projected[source + i]
 
@@ -294,10 +228,10 @@ def _soften(first: Any, second: Any) -> None:
         highest = max(highest, second[i])
     total = np.float32(0.0)
     for i in range(first.size):
-        first[i] = _exp(first[i] - highest)
+        first[i] = exp(first[i] - highest)
         total += first[i]
     for i in range(second.size):
-        second[i] = _exp(second[i] - highest)
+        second[i] = exp(second[i] - highest)
         total += second[i]
     share = np.float32(1.0) / total
     for i in range(first.size):

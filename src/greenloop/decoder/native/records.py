@@ -99,6 +99,55 @@ STEP = np.dtype(
 )
 """One decode step."""
 
+FACTORS = np.dtype(
+    [
+        ("x", ROWS),
+        ("weight", "i8"),  # not laid out
+        ("half", "i8"),  # whether the weight is bfloat16
+        ("output", "i8"),  # values from an output's weight to the next output's
+        ("input", "i8"),  # values from an input's weight to the next input's
+        ("width", "i8"),  # inputs; 0 for nothing
+    ]
+)
+"""Rows x and a weight of any strides."""
+
+SUM = np.dtype(
+    [
+        ("rows", "i8"),
+        ("outputs", "i8"),
+        ("first", FACTORS),
+        ("second", FACTORS),
+        ("start", ROWS),  # to be added to; 0 for nothing
+        ("out", ROWS),  # space for a multiple of 16 outputs
+        ("share", "i8"),  # rows that a thread takes at a time
+        ("scratch", "i8"),  # of every thread
+        ("entered", "i8"),  # int64 0: threads that have entered
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""A sum of two products."""
+
+SWEEP = np.dtype(
+    [
+        ("rows", "i8"),
+        ("width", "i8"),
+        ("x", ROWS),
+        ("weight", "i8"),  # [width] of a norm
+        ("eps", "f8"),
+        ("gradient", ROWS),  # of what the forward made of x
+        ("plus", ROWS),  # to be added to
+        ("out", ROWS),
+        ("again", ROWS),  # what the forward made of x
+        ("labels", "i8"),  # int64 [rows]
+        ("temperature", "f8"),
+        ("logprob", "i8"),  # [rows]
+        ("entropy", "i8"),  # [rows]
+        ("slope", "i8"),  # whether x becomes the slope
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""One pass over rows, each by itself."""
+
 
 def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:
     """[1] record with the named fields, nested ones as mappings; what is not named is 0.

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import importlib.util
 import os
 import tempfile
@@ -27,16 +28,15 @@ def available() -> bool:
 
 
 @functools.cache
-def compiled() -> Any:
-    """The module `code`, compiled for this processor by this process or an earlier one."""
+def compiled(module: str = "code") -> Any:
+    """The module `code` or `rows_code`, compiled for this processor by this process or an earlier one."""
     import numba
 
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_kept_code())
     try:
-        from greenloop.decoder.native import code
+        return importlib.import_module(f"greenloop.decoder.native.{module}")
     finally:
         numba.config.CACHE_DIR = before
-    return code
 
 
 def _kept_code() -> Path:

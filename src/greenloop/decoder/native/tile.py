@@ -23,6 +23,9 @@ BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
 """Bytes of one input's weights in a block, in float32."""
 
+TURN = 8
+"""Rows and columns of what is transposed at once: as many values as a vector of AVX2 has."""
+
 _INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 
@@ -42,6 +45,8 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
         out_stride: Any,
         ahead: Any,
         ahead_step: Any,
+        start: Any,
+        start_stride: Any,
     ) -> Any:
         """Products of a few rows with one block of 16 outputs, sums in registers.
 
@@ -53,10 +58,12 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
             x_stride: values from a row to the next.
             block: address of [width, 16] weights.
             width: inputs, at least 1.
-            out: address of the first row's 16 outputs, float32; what was there is lost.
+            out: address of the first row's 16 outputs, float32; what was there is lost, unless `start` is there.
             out_stride: values from a row's outputs to the next row's.
             ahead: address of what will be needed next; it is fetched meanwhile.
             ahead_step: bytes of it an input; 0 fetches one line.
+            start: address of the first row's 16 values to which its products are added; 0 for none.
+            start_stride: values from a row's to the next row's.
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -72,7 +79,7 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
             builder.position_at_end(after)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9), emit
+        return types.void(*[types.intp] * 11), emit
 
     return tile
 
@@ -81,11 +88,23 @@ def _emit_tile(
     builder: Any, weights_of: Callable[[Any, Any], Any], line: int, count: int, operands: Sequence[Any]
 ) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
-    x, x_stride, block, width, out, out_stride, ahead, ahead_step = operands
+    x, x_stride, block, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
     )
     inputs = [_float_at(builder, x, builder.mul(x_stride, _INT(row))) for row in range(count)]
+    outputs = [
+        builder.bitcast(_float_at(builder, out, builder.mul(out_stride, _INT(row))), _VECTOR.as_pointer())
+        for row in range(count)
+    ]
+    begun = builder.icmp_signed("!=", start, _INT(0))
+    nothing = ir.Constant(_VECTOR, [0.0] * LANES)
+    first = []
+    for row, output in enumerate(outputs):
+        place = builder.bitcast(_float_at(builder, start, builder.mul(start_stride, _INT(row))), _VECTOR.as_pointer())
+        # Without a start something must still be read: what stands in the outputs.
+        found = builder.load(builder.select(begun, place, output), align=BYTES)
+        first.append(builder.select(begun, found, nothing))
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("sums")
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -95,35 +114,97 @@ def _emit_tile(
     _emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_step)))
     weights = weights_of(builder, builder.add(block, builder.mul(k, _INT(line))))
     added = []
-    for row, total in zip(inputs, sums, strict=True):
-        total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
+    for row, total, begin in zip(inputs, sums, first, strict=True):
+        total.add_incoming(begin, before)
         added.append(builder.call(fma, [_spread(builder, builder.load(builder.gep(row, [k]))), weights, total]))
         total.add_incoming(added[-1], loop)
     following = builder.add(k, _INT(1))
     k.add_incoming(following, loop)
     builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
     builder.position_at_end(after)
-    for row, total in enumerate(added):
-        target = _float_at(builder, out, builder.mul(out_stride, _INT(row)))
-        builder.store(total, builder.bitcast(target, _VECTOR.as_pointer()), align=BYTES)
+    for output, total in zip(outputs, added, strict=True):
+        builder.store(total, output, align=BYTES)
 
 
-def _whole(builder: Any, address: Any) -> Any:
-    """16 float32 weights."""
-    return builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=BYTES)
+def _whole(builder: Any, address: Any, count: int = LANES) -> Any:
+    """So many float32 weights."""
+    return builder.load(builder.inttoptr(address, ir.VectorType(_FLOAT, count).as_pointer()), align=BYTES)
 
 
-def _half(builder: Any, address: Any) -> Any:
-    """16 bfloat16 weights: the upper halves of float32."""
-    shorts, integers = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(_SHORT, LANES)
+def _half(builder: Any, address: Any, count: int = LANES) -> Any:
+    """So many bfloat16 weights: the upper halves of float32."""
+    shorts, integers = ir.VectorType(ir.IntType(16), count), ir.VectorType(_SHORT, count)
     read = builder.load(builder.inttoptr(address, shorts.as_pointer()), align=BYTES // 2)
-    return builder.bitcast(builder.shl(builder.zext(read, integers), ir.Constant(integers, [16] * LANES)), _VECTOR)
+    bits = builder.shl(builder.zext(read, integers), ir.Constant(integers, [16] * count))
+    return builder.bitcast(bits, ir.VectorType(_FLOAT, count))
 
 
 tile = _tile(_whole, LINE)
 """Products of a few rows with one block of float32 weights."""
 half_tile = _tile(_half, LINE // 2)
 """The same for bfloat16 weights."""
+
+
+def _copied(weights_of: Callable[..., Any]) -> Any:
+    """`copied` for one type of weights."""
+
+    @intrinsic
+    def copied(typing: Any, source: Any, target: Any) -> Any:
+        """Copy 16 weights that stand side by side to float32."""
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, target = arguments
+            builder.store(weights_of(builder, source), builder.inttoptr(target, _VECTOR.as_pointer()), align=BYTES)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp), emit
+
+    return copied
+
+
+def _turned(weights_of: Callable[..., Any], size: int) -> Any:
+    """`turned` for one type of weights."""
+
+    @intrinsic
+    def turned(typing: Any, source: Any, source_stride: Any, target: Any) -> Any:
+        """Transpose 8 x 8 weights.
+
+        Args:
+            source: address of the first.
+            source_stride: values from a row to the next.
+            target: address of the first, float32; the rows there are 16 values apart.
+        """
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, source_stride, target = arguments
+            step = builder.mul(source_stride, _INT(size))
+            rows = [weights_of(builder, builder.add(source, builder.mul(step, _INT(row))), TURN) for row in range(TURN)]
+            for distance in (1, 2, 4):
+                # Swap the squares off the diagonal of every square of twice the distance.
+                upper = [j if not j & distance else TURN + j - distance for j in range(TURN)]
+                lower = [j + distance if not j & distance else TURN + j for j in range(TURN)]
+                for row in range(TURN):
+                    if not row & distance:
+                        pair = rows[row], rows[row + distance]
+                        rows[row], rows[row + distance] = (_mixed(builder, *pair, places) for places in (upper, lower))
+            for number, row in enumerate(rows):
+                place = builder.inttoptr(builder.add(target, _INT(number * LINE)), row.type.as_pointer())
+                builder.store(row, place, align=BYTES)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp), emit
+
+    return turned
+
+
+def _mixed(builder: Any, first: Any, second: Any, places: Sequence[int]) -> Any:
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_SHORT, len(places)), list(places)))
+
+
+copied, half_copied = _copied(_whole), _copied(_half)
+"""Copy 16 weights: float32, bfloat16."""
+turned, half_turned = _turned(_whole, BYTES), _turned(_half, BYTES // 2)
+"""Transpose 8 x 8 weights: float32, bfloat16."""
 
 
 def _float_at(builder: Any, address: Any, offset: Any) -> Any:
@@ -197,3 +278,13 @@ def power_of_two(typing: Any, exponent: Any) -> Any:
         return builder.bitcast(builder.shl(arguments[0], _SHORT(23)), _FLOAT)
 
     return types.float32(types.int32), emit
+
+
+@intrinsic
+def widened(typing: Any, bits: Any) -> Any:
+    """The float32 of the bfloat16 that a uint16 is the bits of."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], _SHORT), _SHORT(16)), _FLOAT)
+
+    return types.float32(types.uint16), emit

@@ -1,0 +1,71 @@
+"""What the passes of native code have in common, for Numba to compile into each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from greenloop.decoder.native.tile import BYTES, LINE, TILE, half_tile, pointer, power_of_two, tile
+
+INTEGER = 8
+"""Bytes."""
+REORDERED = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums may be taken in any order, as vectors need; NaN and infinity stay what they are."""
+
+
+@njit
+def floats(address: int, count: int) -> Any:
+    """The float32 values at an address."""
+    return carray(pointer(address), count, np.float32)
+
+
+@njit
+def integers(address: int, count: int) -> Any:
+    """The int64 values at an address."""
+    return carray(pointer(address), count, np.int64)
+
+
+@njit
+def multiply_block(
+    x: int,
+    x_stride: int,
+    rows: int,
+    block: int,
+    width: int,
+    out: int,
+    out_stride: int,
+    line: int = LINE,
+    following: int = 0,
+) -> None:
+    """The products of all rows with one block, by tiles; the block at `following` is fetched meanwhile."""
+    step = line // ((rows + TILE - 1) // TILE) if following else 0
+    for row in range(0, rows, TILE):
+        at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES
+        ahead = following + row // TILE * width * step if following else block
+        if line == LINE:
+            tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step, 0, 0)
+        else:
+            half_tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step, 0, 0)
+
+
+@njit(fastmath=REORDERED)
+def exp(x: Any) -> Any:
+    """e ** x in float32 without a call, so that loops become vectors; NaN stays NaN.
+
+    Cephes' `expf` (Moshier, 1989): 2 ** n e ** r with |r| <= log(2) / 2, e ** r by its polynomial of degree 7. Relative
+    error below 2e-7; below e ** -87 it is e ** -87, above e ** 88 e ** 88.
+    """
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    x = np.float32(88.0) if x > np.float32(88.0) else x
+    exponent = np.int32(x * np.float32(1.44269504088896341) + np.float32(127.5))
+    n = np.float32(exponent - np.int32(127))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    return (p * r * r + r + np.float32(1.0)) * power_of_two(exponent)

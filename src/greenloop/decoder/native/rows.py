@@ -1,0 +1,130 @@
+"""Operations on many rows [N, ...] of float32 values, for training on a processor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from greenloop.decoder.native.layout import LANES, PANEL
+from greenloop.decoder.native.records import SUM, SWEEP, record
+from greenloop.decoder.native.team import compiled, run
+
+_SHARES = 8
+"""Of a product, for each thread."""
+_FEW = 96
+"""Rows for which a part of a weight is laid out at least."""
+
+
+def multiply(
+    x: Tensor, weight: Tensor, low: Tensor | None = None, up: Tensor | None = None, *, plus: Tensor | None = None
+) -> Tensor:
+    """x weight^T + low up^T + plus, [N, out].
+
+    Args:
+        x: [N, in].
+        weight: [out, in] float32 or bfloat16, of any strides: the transposed view of a weight is as good as the weight.
+        low: [N, rank].
+        up: [out, rank].
+        plus: [N, out].
+    """
+    rows, outputs = len(x), len(weight)
+    whole = -(-outputs // LANES) * LANES
+    out = torch.empty(rows, whole)
+    if plus is not None and whole > outputs:
+        plus = torch.nn.functional.pad(plus, (0, whole - outputs))
+    threads, blocks = torch.get_num_threads(), whole // LANES
+    wanted = max(1, _SHARES * threads // blocks)
+    state = np.zeros(2, dtype=np.int64)
+    scratch = torch.empty(threads, PANEL * LANES)
+    fields = {
+        "rows": rows,
+        "outputs": outputs,
+        "first": _factors(x, weight),
+        "out": _place(out),
+        "share": max(_FEW, -(-rows // wanted)),
+        "scratch": scratch.data_ptr(),
+        "entered": state.ctypes.data,
+        "taken": state[1:].ctypes.data,
+    }
+    if low is not None and up is not None:
+        fields["second"] = _factors(low, up)
+    if plus is not None:
+        fields["start"] = _place(plus)
+    one = record(SUM, fields)
+    run(compiled("rows_code").add_products.address, one.ctypes.data, threads)
+    return out[:, :outputs]
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of x [N, d]."""
+    out = torch.empty(x.shape)
+    _sweep("normalise", x, x.shape[1], weight=weight.data_ptr(), eps=eps, out=_place(out))
+    return out
+
+
+def normed_back(x: Tensor, weight: Tensor, eps: float, gradient: Tensor, plus: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm of x [N, d] again, and `plus` with the gradient of x from that of its norm."""
+    again, out = torch.empty(x.shape), torch.empty(x.shape)
+    places = {"gradient": _place(gradient), "plus": _place(plus), "out": _place(out), "again": _place(again)}
+    _sweep("normalise_back", x, x.shape[1], weight=weight.data_ptr(), eps=eps, **places)
+    return again, out
+
+
+def gated(x: Tensor) -> Tensor:
+    """silu(gate) * up: [N, 2m] to [N, m]."""
+    width = x.shape[1] // 2
+    out = torch.empty(len(x), width)
+    _sweep("gate", x, width, out=_place(out))
+    return out
+
+
+def gated_back(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """The gated values of x [N, 2m] again, and the gradient of x from that of its gated values [N, m]."""
+    width = x.shape[1] // 2
+    out, again = torch.empty(x.shape), torch.empty(len(x), width)
+    _sweep("gate_back", x, width, gradient=_place(gradient), out=_place(out), again=_place(again))
+    return again, out
+
+
+def judged(logits: Tensor, labels: Tensor, temperature: float, *, slope: bool) -> tuple[Tensor, Tensor]:
+    """Log-prob of the labels and entropy under softmax(logits / temperature), [N] nats each.
+
+    Args:
+        logits: [N, V]; what they are afterwards depends on `slope`.
+        labels: [N] int64.
+        temperature: of the sampling.
+        slope: the logits become d log-prob / d logits.
+    """
+    rows, width = logits.shape
+    logprob, entropy = torch.empty(rows), torch.empty(rows)
+    places = {"logprob": logprob.data_ptr(), "entropy": entropy.data_ptr(), "labels": labels.data_ptr()}
+    _sweep("judge_labels", logits, width, temperature=temperature, slope=int(slope), **places)
+    return logprob, entropy
+
+
+def _sweep(name: str, x: Tensor, width: int, **fields: Any) -> None:
+    taken = np.zeros(1, dtype=np.int64)
+    one = record(SWEEP, {"rows": len(x), "width": width, "x": _place(x), "taken": taken.ctypes.data, **fields})
+    run(getattr(compiled("rows_code"), name).address, one.ctypes.data, torch.get_num_threads())
+
+
+def _factors(x: Tensor, weight: Tensor) -> dict[str, Any]:
+    """The fields of a FACTORS record."""
+    return {
+        "x": _place(x),
+        "weight": weight.data_ptr(),
+        "half": int(weight.dtype == torch.bfloat16),
+        "output": weight.stride(0),
+        "input": weight.stride(1),
+        "width": weight.shape[1],
+    }
+
+
+def _place(x: Tensor) -> dict[str, int]:
+    """The fields of a ROWS record."""
+    assert x.dtype == torch.float32, "native code reads float32"
+    assert x.stride(-1) == 1, "native code reads rows"
+    return {"at": x.data_ptr(), "stride": x.stride(0)}
