@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from greenloop.decoder import native
 from greenloop.learn.policy import adapt
 from greenloop.recipe import LoraSection
 
@@ -106,6 +107,17 @@ def tiny_mistral() -> MistralForCausalLM:
 def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     """A fresh tiny model of each family."""
     return request.param()
+
+
+@pytest.fixture(params=[True, False], ids=["native", "torch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training through native code, and through PyTorch's operations."""
+    if request.param:
+        if not native.available():
+            pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel")
+        return
+    for name in ("attention.reads", "operations.reads", "logprob.available"):
+        monkeypatch.setattr(f"greenloop.learn.{name}", lambda *_: False)
 
 
 def with_adapter(model: torch.nn.Module, *, rank: int = 4) -> PeftModel:

@@ -14,6 +14,7 @@ from conftest import ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
 from greenloop.decoder.native import Product, Step, blocks_of, lays_out, rows
 from greenloop.decoder.native import team as team_module
+from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
@@ -21,6 +22,8 @@ from greenloop.engine.stopping import Stopper
 
 if not team_module.available():
     pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel", allow_module_level=True)
+
+Groups = list[tuple[int, list[int]]]
 
 PROMPTS = [list(range(3, 36)), list(range(40, 47)), list(range(60, 76))]
 
@@ -227,6 +230,62 @@ def test_log_probs_entropy_and_slope_are_what_autograd_says(temperature: float):
         torch.testing.assert_close(logprobs, chosen.detach().float(), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found, entropy.float(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(logits, known.grad.float(), atol=1e-6, rtol=1e-4)
+
+
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+def attended(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, groups: Groups) -> torch.Tensor:
+    """Attention over all N tokens at once, with one mask that says who sees whom."""
+    split = [heads.query, heads.kv, heads.kv]
+    query, key, value = qkv.unflatten(1, (-1, heads.width)).split(split, dim=1)
+    query, key = turned(query, cos, sin) * heads.scale, turned(key, cos, sin)
+    sees = torch.zeros(len(qkv), len(qkv), dtype=torch.bool)
+    token = 0
+    for prompt, completions in groups:
+        first = token
+        for tokens in (prompt, *completions):
+            sees[token : token + tokens, token : token + tokens] = torch.ones(tokens, tokens).tril().bool()
+            if token > first:
+                sees[token : token + tokens, first : first + prompt] = True
+            token += tokens
+    times = heads.query // heads.kv
+    key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
+    scores = torch.einsum("nhd,mhd->hnm", query, key).masked_fill(~sees, float("-inf"))
+    return torch.einsum("hnm,mhd->nhd", scores.softmax(dim=-1), value).flatten(1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((9, 3, 64), [(40, [35, 0, 70, 1]), (7, [3])]),
+        ((4, 4, 16), [(1, [1, 2])]),
+        ((2, 1, 32), [(5, []), (130, [40])]),
+        ((14, 2, 64), [(33, [64, 65])]),
+    ],
+)
+def test_attention_and_its_gradient_are_what_autograd_says(shape, groups, threads: int):
+    heads = Heads(*shape, scale=0.3)
+    tokens = sum(prompt + sum(completions) for prompt, completions in groups)
+    generator = torch.Generator().manual_seed(tokens)
+    qkv = torch.randn(tokens, (heads.query + 2 * heads.kv) * heads.width, generator=generator)
+    angle = 6 * torch.rand(tokens, 1, heads.width // 2, generator=generator)
+    outer = torch.randn(tokens, heads.query * heads.width, generator=generator)
+    known = exact(qkv)
+    expected = attended(known, angle.double().cos(), angle.double().sin(), heads, groups)
+    expected.backward(outer.double())
+    where = (angle.cos(), angle.sin(), heads, Segments.of(groups))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, gradient = attend(qkv, *where), attend_back(qkv, *where, outer)
+    finally:
+        torch.set_num_threads(before)
+    assert far(found, expected.detach()) < 2e-6
+    assert far(gradient, known.grad) < 2e-6
 
 
 def test_log_probs_of_what_is_not_a_number_are_none():

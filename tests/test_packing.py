@@ -9,6 +9,8 @@ from greenloop.learn.packing import Pack, pack, pack_group
 from greenloop.learn.policy import Policy, adapt
 from greenloop.recipe import LoraSection
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 PROMPT = tuple(range(40, 57))
 COMPLETIONS = ((5, 6, 7, 8, 9), (11,), (12, 13), (5, 6, 20, 21, 22, 23, 24, 25))
 TEMPERATURE = 0.8

@@ -19,6 +19,8 @@ from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
 from greenloop.recipe import OptimizerSection, RlooSection
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 trl = pytest.importorskip("trl", reason="parity needs TRL (pip install greenloop[dev])")
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greenloop.decoder import Decoder, FusedLinear, Norm, gated
-from greenloop.decoder.native import available, rows
+from greenloop.decoder.native import reads, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +181,7 @@ class Native:
 
 def operations_for(decoder: Decoder, thinning: Thinning | None) -> Operations:
     """Native code where it can be made and reads the weights."""
-    plain = decoder.device.type == "cpu" and decoder.dtype == torch.float32
-    return Native() if plain and thinning is None and available() else Torch(thinning)
+    return Native() if thinning is None and reads(decoder.head) else Torch(thinning)
 
 
 def norm_gradient(norm: Norm, x: Tensor, inverse: Tensor, out: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The reference policy is the same model without the adapter. The base stays in it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from greenloop.decoder import SUPPORTED, Decoder, DecoderLayer, supported, unwrapped
 from greenloop.errors import ConfigError
+from greenloop.learn.attention import attention_for
 from greenloop.learn.layer import Plan, layer_forward, reference_forward
 from greenloop.learn.logprob import Scored, score
 from greenloop.learn.operations import Operations, Thinning, operations_for
 from greenloop.learn.packing import Pack
-from greenloop.learn.tree_attention import Layout
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
 
@@ -141,20 +141,14 @@ class Policy:
     def _scored(self, packs: Sequence[Pack], through: LayerForward) -> list[Scored]:
         decoder, device = self.decoder, self.decoder.device
         decoder.reserve(max(pack.end for pack in packs))
-        sizes = [len(pack.token_ids) for pack in packs]
-        starts = [sum(sizes[:index]) for index in range(len(packs))]
-        layout_of = partial(Layout.of, queries=decoder.heads // decoder.kv_heads, like=decoder.head)
-        layouts = (
-            [layout_of(packs)]
-            if self.together
-            else [layout_of([pack], start) for pack, start in zip(packs, starts, strict=True)]
-        )
+        starts = accumulate((len(pack.token_ids) for pack in packs), initial=0)
         token_ids, positions, labels = (
             torch.cat([getattr(pack, name) for pack in packs]).to(device)
             for name in ("token_ids", "positions", "labels")
         )
-        scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=True)]).to(device)
-        plan = Plan(decoder, layouts, *decoder.rotary(positions), self._operations)
+        scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=False)]).to(device)
+        cos, sin = decoder.rotary(positions)
+        plan = Plan(self._operations, attention_for(decoder, packs, cos, sin, together=self.together))
         hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)

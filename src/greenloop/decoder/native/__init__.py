@@ -8,7 +8,8 @@ threads is missing, `available` says so and PyTorch's operations do the work.
 
 from greenloop.decoder.native.layout import LANES, blocks_of
 from greenloop.decoder.native.product import Product, lays_out
+from greenloop.decoder.native.rows import reads
 from greenloop.decoder.native.step import Step, fits
 from greenloop.decoder.native.team import available
 
-__all__ = ["LANES", "Product", "Step", "available", "blocks_of", "fits", "lays_out"]
+__all__ = ["LANES", "Product", "Step", "available", "blocks_of", "fits", "lays_out", "reads"]

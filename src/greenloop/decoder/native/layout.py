@@ -12,6 +12,8 @@ LANES = 16
 """Outputs of a block: one or several vectors on every processor."""
 PANEL = 1024
 """Inputs of a block that are multiplied together: 64 KiB, which stay in a processor's second cache."""
+QUERIES = 32
+"""Tokens whose queries are taken together in training's attention."""
 PHASES = 9
 """Of a layer in a decode step; the head has two more."""
 

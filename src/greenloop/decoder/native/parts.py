@@ -45,9 +45,10 @@ def multiply_block(
         at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES
         ahead = following + row // TILE * width * step if following else block
         if line == LINE:
-            tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step, 0, 0)
+            tile(min(TILE, rows - row), at, x_stride, block, LINE, width, target, out_stride, ahead, step, 0, 0)
         else:
-            half_tile(min(TILE, rows - row), at, x_stride, block, width, target, out_stride, ahead, step, 0, 0)
+            line = LINE // 2
+            half_tile(min(TILE, rows - row), at, x_stride, block, line, width, target, out_stride, ahead, step, 0, 0)
 
 
 @njit(fastmath=REORDERED)

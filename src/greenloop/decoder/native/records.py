@@ -148,6 +148,31 @@ SWEEP = np.dtype(
 )
 """One pass over rows, each by itself."""
 
+ATTENTION = np.dtype(
+    [
+        ("segments", "i8"),  # int64 [segment_count, 5]: first token, tokens, the prompt's first, its tokens, parcel
+        ("segment_count", "i8"),
+        ("trunks", "i8"),  # int64 [trunk_count, 4]: first token, tokens, first parcel, segments
+        ("trunk_count", "i8"),
+        ("heads", "i8"),  # query heads of one KV head
+        ("kv_heads", "i8"),
+        ("head_width", "i8"),  # D
+        ("scale", "f8"),
+        ("cos", "i8"),  # [N, D / 2]
+        ("sin", "i8"),
+        ("qkv", ROWS),  # before they are turned by their positions
+        ("mixed", ROWS),  # attended values, or their gradient
+        ("of_qkv", ROWS),  # the gradient of qkv
+        ("parcels", "i8"),  # [parcels, Hkv, 2, D] gradients of a prompt's keys and values from each of its segments
+        ("keys", "i8"),  # of the longest segment, a multiple of 16
+        ("scratch", "i8"),  # of every thread
+        ("scratch_size", "i8"),  # values
+        ("entered", "i8"),  # int64 0: threads that have entered
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""Attention of prompts and of the completions behind them."""
+
 
 def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:
     """[1] record with the named fields, nested ones as mappings; what is not named is 0.

@@ -10,12 +10,20 @@ from torch import Tensor
 
 from greenloop.decoder.native.layout import LANES, PANEL
 from greenloop.decoder.native.records import SUM, SWEEP, record
-from greenloop.decoder.native.team import compiled, run
+from greenloop.decoder.native.team import available, compiled, run
 
 _SHARES = 8
 """Of a product, for each thread."""
 _FEW = 96
 """Rows for which a part of a weight is laid out at least."""
+
+
+def reads(weight: Tensor) -> bool:
+    """Whether training can go through native code: float32 weights on a processor.
+
+    Bfloat16 is left to those who multiply in it.
+    """
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and available()
 
 
 def multiply(
@@ -43,7 +51,7 @@ def multiply(
         "rows": rows,
         "outputs": outputs,
         "first": _factors(x, weight),
-        "out": _place(out),
+        "out": place(out),
         "share": max(_FEW, -(-rows // wanted)),
         "scratch": scratch.data_ptr(),
         "entered": state.ctypes.data,
@@ -52,7 +60,7 @@ def multiply(
     if low is not None and up is not None:
         fields["second"] = _factors(low, up)
     if plus is not None:
-        fields["start"] = _place(plus)
+        fields["start"] = place(plus)
     one = record(SUM, fields)
     run(compiled("rows_code").add_products.address, one.ctypes.data, threads)
     return out[:, :outputs]
@@ -61,14 +69,14 @@ def multiply(
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm of x [N, d]."""
     out = torch.empty(x.shape)
-    _sweep("normalise", x, x.shape[1], weight=weight.data_ptr(), eps=eps, out=_place(out))
+    _sweep("normalise", x, x.shape[1], weight=weight.data_ptr(), eps=eps, out=place(out))
     return out
 
 
 def normed_back(x: Tensor, weight: Tensor, eps: float, gradient: Tensor, plus: Tensor) -> tuple[Tensor, Tensor]:
     """The norm of x [N, d] again, and `plus` with the gradient of x from that of its norm."""
     again, out = torch.empty(x.shape), torch.empty(x.shape)
-    places = {"gradient": _place(gradient), "plus": _place(plus), "out": _place(out), "again": _place(again)}
+    places = {"gradient": place(gradient), "plus": place(plus), "out": place(out), "again": place(again)}
     _sweep("normalise_back", x, x.shape[1], weight=weight.data_ptr(), eps=eps, **places)
     return again, out
 
@@ -77,7 +85,7 @@ def gated(x: Tensor) -> Tensor:
     """silu(gate) * up: [N, 2m] to [N, m]."""
     width = x.shape[1] // 2
     out = torch.empty(len(x), width)
-    _sweep("gate", x, width, out=_place(out))
+    _sweep("gate", x, width, out=place(out))
     return out
 
 
@@ -85,7 +93,7 @@ def gated_back(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The gated values of x [N, 2m] again, and the gradient of x from that of its gated values [N, m]."""
     width = x.shape[1] // 2
     out, again = torch.empty(x.shape), torch.empty(len(x), width)
-    _sweep("gate_back", x, width, gradient=_place(gradient), out=_place(out), again=_place(again))
+    _sweep("gate_back", x, width, gradient=place(gradient), out=place(out), again=place(again))
     return again, out
 
 
@@ -107,14 +115,14 @@ def judged(logits: Tensor, labels: Tensor, temperature: float, *, slope: bool) -
 
 def _sweep(name: str, x: Tensor, width: int, **fields: Any) -> None:
     taken = np.zeros(1, dtype=np.int64)
-    one = record(SWEEP, {"rows": len(x), "width": width, "x": _place(x), "taken": taken.ctypes.data, **fields})
+    one = record(SWEEP, {"rows": len(x), "width": width, "x": place(x), "taken": taken.ctypes.data, **fields})
     run(getattr(compiled("rows_code"), name).address, one.ctypes.data, torch.get_num_threads())
 
 
 def _factors(x: Tensor, weight: Tensor) -> dict[str, Any]:
     """The fields of a FACTORS record."""
     return {
-        "x": _place(x),
+        "x": place(x),
         "weight": weight.data_ptr(),
         "half": int(weight.dtype == torch.bfloat16),
         "output": weight.stride(0),
@@ -123,8 +131,8 @@ def _factors(x: Tensor, weight: Tensor) -> dict[str, Any]:
     }
 
 
-def _place(x: Tensor) -> dict[str, int]:
-    """The fields of a ROWS record."""
+def place(x: Tensor) -> dict[str, int]:
+    """The fields of a ROWS record: rows of float32 values, however far from each other."""
     assert x.dtype == torch.float32, "native code reads float32"
     assert x.stride(-1) == 1, "native code reads rows"
     return {"at": x.data_ptr(), "stride": x.stride(0)}

@@ -51,12 +51,13 @@ def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel
             for lane in range(0, LANES, TURN):
                 at, target = source + (lane * factors.output + k) * size, panel + k * LINE + lane * BYTES
                 if factors.half:
-                    half_turned(at, factors.output, target)
+                    half_turned(at, factors.output, target, LANES)
                 else:
-                    turned(at, factors.output, target)
+                    turned(at, factors.output, target, LANES)
     for k in range(done, width):
         out = floats(panel + k * LINE, LANES)
-        out[:] = 0.0
+        for lane in range(lanes, LANES):
+            out[lane] = 0.0
         for lane in range(lanes):
             at = source + (lane * factors.output + k * factors.input) * size
             out[lane] = widened(carray(pointer(at), 1, np.uint16)[0]) if factors.half else floats(at, 1)[0]
@@ -83,6 +84,7 @@ def _add(one: Any, factors: Any, block: int, row: int, rows: int, started: int, 
                 x + number * stride * BYTES,
                 stride,
                 panel,
+                LINE,
                 width,
                 out + number * out_stride * BYTES,
                 out_stride,

@@ -30,7 +30,7 @@ _INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 
 
-def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
+def _tile(weights_of: Callable[[Any, Any], Any]) -> Any:
     """`tile` for one type of weights."""
 
     @intrinsic
@@ -40,6 +40,7 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
         x: Any,
         x_stride: Any,
         block: Any,
+        line: Any,
         width: Any,
         out: Any,
         out_stride: Any,
@@ -57,6 +58,7 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
             x: address of the first row's first value, float32.
             x_stride: values from a row to the next.
             block: address of [width, 16] weights.
+            line: bytes from an input's 16 weights to the next input's.
             width: inputs, at least 1.
             out: address of the first row's 16 outputs, float32; what was there is lost, unless `start` is there.
             out_stride: values from a row's outputs to the next row's.
@@ -67,28 +69,39 @@ def _tile(weights_of: Callable[[Any, Any], Any], line: int) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            rows, *operands = arguments
-            after = builder.append_basic_block("after")
-            switch = builder.switch(rows, after)
-            for count in range(1, TILE + 1):
-                case = builder.append_basic_block(f"rows_{count}")
-                switch.add_case(_INT(count), case)
-                builder.position_at_end(case)
-                _emit_tile(builder, weights_of, line, count, operands)
-                builder.branch(after)
-            builder.position_at_end(after)
+            kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
+            function = cgutils.get_or_insert_function(builder.module, kind, f"greenloop_{weights_of.__name__}_tile")
+            if function.is_declaration:
+                _define_tile(function, weights_of)
+            builder.call(function, arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 11), emit
+        return types.void(*[types.intp] * 12), emit
 
     return tile
 
 
-def _emit_tile(
-    builder: Any, weights_of: Callable[[Any, Any], Any], line: int, count: int, operands: Sequence[Any]
-) -> None:
+def _define_tile(function: Any, weights_of: Callable[[Any, Any], Any]) -> None:
+    """A function of its own, so that what calls it at several places compiles in a fraction of the time."""
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    rows, *operands = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    after = function.append_basic_block("after")
+    switch = builder.switch(rows, after)
+    for count in range(1, TILE + 1):
+        case = function.append_basic_block(f"rows_{count}")
+        switch.add_case(_INT(count), case)
+        builder.position_at_end(case)
+        _emit_tile(builder, weights_of, count, operands)
+        builder.branch(after)
+    builder.position_at_end(after)
+    builder.ret_void()
+
+
+def _emit_tile(builder: Any, weights_of: Callable[[Any, Any], Any], count: int, operands: Sequence[Any]) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
-    x, x_stride, block, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
+    x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
     fma = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
     )
@@ -112,7 +125,7 @@ def _emit_tile(
     k.add_incoming(_INT(0), before)
     sums = [builder.phi(_VECTOR) for _ in range(count)]
     _emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_step)))
-    weights = weights_of(builder, builder.add(block, builder.mul(k, _INT(line))))
+    weights = weights_of(builder, builder.add(block, builder.mul(k, line)))
     added = []
     for row, total, begin in zip(inputs, sums, first, strict=True):
         total.add_incoming(begin, before)
@@ -139,9 +152,9 @@ def _half(builder: Any, address: Any, count: int = LANES) -> Any:
     return builder.bitcast(bits, ir.VectorType(_FLOAT, count))
 
 
-tile = _tile(_whole, LINE)
+tile = _tile(_whole)
 """Products of a few rows with one block of float32 weights."""
-half_tile = _tile(_half, LINE // 2)
+half_tile = _tile(_half)
 """The same for bfloat16 weights."""
 
 
@@ -166,17 +179,18 @@ def _turned(weights_of: Callable[..., Any], size: int) -> Any:
     """`turned` for one type of weights."""
 
     @intrinsic
-    def turned(typing: Any, source: Any, source_stride: Any, target: Any) -> Any:
+    def turned(typing: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
         """Transpose 8 x 8 weights.
 
         Args:
             source: address of the first.
             source_stride: values from a row to the next.
-            target: address of the first, float32; the rows there are 16 values apart.
+            target: address of the first, float32.
+            target_stride: values from a row to the next there.
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            source, source_stride, target = arguments
+            source, source_stride, target, target_stride = arguments
             step = builder.mul(source_stride, _INT(size))
             rows = [weights_of(builder, builder.add(source, builder.mul(step, _INT(row))), TURN) for row in range(TURN)]
             for distance in (1, 2, 4):
@@ -188,11 +202,13 @@ def _turned(weights_of: Callable[..., Any], size: int) -> Any:
                         pair = rows[row], rows[row + distance]
                         rows[row], rows[row + distance] = (_mixed(builder, *pair, places) for places in (upper, lower))
             for number, row in enumerate(rows):
-                place = builder.inttoptr(builder.add(target, _INT(number * LINE)), row.type.as_pointer())
+                place = builder.inttoptr(
+                    builder.add(target, builder.mul(target_stride, _INT(number * BYTES))), row.type.as_pointer()
+                )
                 builder.store(row, place, align=BYTES)
             return context.get_dummy_value()
 
-        return types.void(types.intp, types.intp, types.intp), emit
+        return types.void(*[types.intp] * 4), emit
 
     return turned
 
