@@ -116,7 +116,7 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         if not native.available():
             pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel")
         return
-    for name in ("attention.reads", "operations.reads", "logprob.available"):
+    for name in ("attention.reads", "operations.reads", "logprob.lays_out"):
         monkeypatch.setattr(f"greenloop.learn.{name}", lambda *_: False)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native import available, rows
+from greenloop.decoder.native import lays_out, reads, rows
 
 _CHUNK = 256
 
@@ -52,7 +52,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        judge = _judged_natively if head.device.type == "cpu" and available() else _judged
+        judge = _judged_natively if lays_out(head) else _judged
         for start in range(0, count, _CHUNK):
             part = slice(start, min(start + _CHUNK, count))
             into = None if slope is None else slope[part]
@@ -89,5 +89,6 @@ def _judged_natively(
     logits = rows.multiply(hidden.float(), head)
     logprobs, entropy = rows.judged(logits, labels, temperature, slope=slope is not None)
     if slope is not None:
-        slope.copy_(rows.multiply(logits, head.T))
+        # A processor that multiplies in bfloat16 is faster at it than native code.
+        slope.copy_(rows.multiply(logits, head.T) if reads(head) else logits.to(head.dtype) @ head)
     return logprobs, entropy
