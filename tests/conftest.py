@@ -116,6 +116,11 @@ def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         if not native.available():
             pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel")
         return
+    train_through_torch(monkeypatch)
+
+
+def train_through_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training use PyTorch's operations alone."""
     for name in ("attention.reads", "operations.reads", "logprob.lays_out"):
         monkeypatch.setattr(f"greenloop.learn.{name}", lambda *_: False)
 
