@@ -109,12 +109,15 @@ def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return request.param()
 
 
+NO_NATIVE = "no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel"
+
+
 @pytest.fixture(params=[True, False], ids=["native", "torch"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training through native code, and through PyTorch's operations."""
     if request.param:
         if not native.available():
-            pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel")
+            pytest.skip(NO_NATIVE)
         return
     train_through_torch(monkeypatch)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
+from conftest import NO_NATIVE, ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
 from greenloop.decoder.native import Product, Step, blocks_of, lays_out, rows
 from greenloop.decoder.native import team as team_module
@@ -21,7 +21,7 @@ from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
 
 if not team_module.available():
-    pytest.skip("no Numba, or no OpenMP of PyTorch's that answers to GOMP_parallel", allow_module_level=True)
+    pytest.skip(NO_NATIVE, allow_module_level=True)
 
 Groups = list[tuple[int, list[int]]]
 

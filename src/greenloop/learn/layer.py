@@ -44,16 +44,6 @@ def reference_forward(plan: Plan, layer: DecoderLayer, hidden: Tensor) -> Tensor
     return does.project_base(layer.down, does.gated(gate_up), middle)
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What a fused layer's backward needs of its forward."""
-
-    low: Tensor
-    """[N, rank]."""
-    mask: Tensor | None
-    """[N, in] of the thinning."""
-
-
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, plan: Plan, layer: DecoderLayer, *_: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ def attend_back(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, segments: S
     """The gradient of qkv from that of the attended values."""
     out = torch.empty(qkv.shape)
     parcels = torch.empty(segments.parcels, heads.kv, 2, heads.width)
+    fields = {"of_qkv": place(out), "parcels": parcels.data_ptr()}
     for name in ("attend_back", "collect"):
-        fields = {"of_qkv": place(out), "parcels": parcels.data_ptr()}
         _run(name, qkv, cos, sin, heads, segments, gradient, **fields)
     return out
 

@@ -13,39 +13,19 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, QUERIES
-from greenloop.decoder.native.parts import INTEGER, REORDERED, exp, floats, integers
+from greenloop.decoder.native.parts import INTEGER, REORDERED, add_tiles, floats, integers, soften, turn
 from greenloop.decoder.native.records import ATTENTION
-from greenloop.decoder.native.tile import BYTES, LINE, TILE, TURN, add_atomically, tile, turned
+from greenloop.decoder.native.tile import BYTES, LINE, TURN, add_atomically, turned
+
+WHOLE = np.float32(1.0)
+FORWARD, BACK = np.float32(1.0), np.float32(-1.0)
+"""Ways to turn a head."""
 
 
 @njit
-def _product(
-    x: int, x_stride: int, rows: int, block: int, line: int, width: int, out: int, out_stride: int, more: bool
-) -> None:
-    """Products of rows with [width, 16] values whose lines are `line` bytes apart, added to `out` if there is more."""
-    for row in range(0, rows, TILE):
-        at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES
-        count, start = min(TILE, rows - row), target if more else 0
-        tile(count, at, x_stride, block, line, width, target, out_stride, block, 0, start, out_stride)
-
-
-@njit(fastmath=REORDERED)
-def _turn(source: Any, cos: Any, sin: Any, factor: Any, target: Any) -> None:
-    """A head at its position, times `factor`; with `-sin` back from there."""
-    half = cos.size
-    for i in range(half):
-        left, right = source[i], source[half + i]
-        target[i] = (left * cos[i] - right * sin[i]) * factor
-        target[half + i] = (right * cos[i] + left * sin[i]) * factor
-
-
-@njit(fastmath=REORDERED)
-def _turn_back(source: Any, cos: Any, sin: Any, factor: Any, target: Any) -> None:
-    half = cos.size
-    for i in range(half):
-        left, right = source[i], source[half + i]
-        target[i] = (left * cos[i] + right * sin[i]) * factor
-        target[half + i] = (right * cos[i] - left * sin[i]) * factor
+def _whole(count: int) -> int:
+    """The next multiple of 16."""
+    return (count + LANES - 1) // LANES * LANES
 
 
 @njit
@@ -107,7 +87,7 @@ def _gather(one: Any, segment: Any, head: int, keys: int, values: int) -> int:
             _head(one.qkv, token, heads + head, width),
             _head(one.qkv, token, heads + one.kv_heads + head, width),
         )
-        _turn(key, cos, sin, np.float32(1.0), floats(keys + place * width * BYTES, width))
+        turn(key, cos, sin, FORWARD, WHOLE, floats(keys + place * width * BYTES, width))
         _copy(value, floats(values + place * width * BYTES, width))
     missing = -count % LANES * width
     _clear(floats(keys + count * width * BYTES, missing))
@@ -124,24 +104,14 @@ def _queries(one: Any, begin: int, tokens: int, head: int, queries: int) -> None
         for number in range(one.heads):
             query = _head(one.qkv, begin + place, head * one.heads + number, width)
             target = floats(queries + (place * one.heads + number) * width * BYTES, width)
-            _turn(query, cos, sin, np.float32(one.scale), target)
+            turn(query, cos, sin, FORWARD, np.float32(one.scale), target)
 
 
-@njit(error_model="numpy", fastmath=REORDERED)
-def _soften(row: Any, seen: int) -> None:
-    """Softmax over the first `seen` values; 0 behind them."""
-    highest = row[0]
-    for i in range(seen):
-        highest = max(highest, row[i])
-    total = np.float32(0.0)
-    for i in range(seen):
-        row[i] = exp(row[i] - highest)
-        total += row[i]
-    share = np.float32(1.0) / total
-    for i in range(seen):
-        row[i] *= share
-    for i in range(seen, row.size):
-        row[i] = 0.0
+@njit
+def _scores(x: int, rows: int, blocks: int, width: int, seen: int, out: int, pitch: int) -> None:
+    """Products of rows [n, D] with the first keys or values, laid out, to [n, pitch]."""
+    for number in range(_whole(seen) // LANES):
+        add_tiles(x, width, rows, blocks + number * width * LINE, LINE, width, out + number * LINE, pitch, 0, 0)
 
 
 @njit
@@ -158,12 +128,11 @@ def _weights(one: Any, queries: int, tokens: int, before: int, blocks: int, weig
     """
     rows = tokens * one.heads
     seen: int = before + tokens
-    for block in range((seen + LANES - 1) // LANES):
-        at = blocks + block * one.head_width * LINE
-        _product(queries, one.head_width, rows, at, LINE, one.head_width, weights + block * LINE, one.keys, False)
-    whole = (seen + LANES - 1) // LANES * LANES
+    _scores(queries, rows, blocks, one.head_width, seen, weights, one.keys)
     for row in range(rows):
-        _soften(floats(weights + row * one.keys * BYTES, whole), before + row // one.heads + 1)
+        at, mine = weights + row * one.keys * BYTES, before + row // one.heads + 1
+        soften(floats(at, mine), floats(at, 0))
+        _clear(floats(at + mine * BYTES, _whole(seen) - mine))
     return seen
 
 
@@ -171,7 +140,7 @@ def _weights(one: Any, queries: int, tokens: int, before: int, blocks: int, weig
 def _over(weights: int, pitch: int, rows: int, values: int, width: int, seen: int, out: int) -> None:
     """[rows, S] weights times [S, D] values to [rows, D]."""
     for block in range(width // LANES):
-        _product(weights, pitch, rows, values + block * LINE, width * BYTES, seen, out + block * LINE, width, False)
+        add_tiles(weights, pitch, rows, values + block * LINE, width * BYTES, seen, out + block * LINE, width, 0, 0)
 
 
 @njit
@@ -182,7 +151,7 @@ def _segment(one: Any, segment: Any, head: int, scratch: int) -> None:
     out = queries + QUERIES * one.heads * width * BYTES
     weights = out + QUERIES * one.heads * width * BYTES
     count = _gather(one, segment, head, keys, values)
-    _blocks(keys, (count + LANES - 1) // LANES * LANES, width, blocks)
+    _blocks(keys, _whole(count), width, blocks)
     for first in range(0, segment[1], QUERIES):
         begin, tokens = segment[0] + first, min(QUERIES, segment[1] - first)
         _queries(one, begin, tokens, head, queries)
@@ -204,11 +173,18 @@ def _soften_back(weights: Any, gradient: Any) -> None:
 
 
 @njit
+def _accumulate(one: Any, x: int, block: int, rows: int, out: int) -> None:
+    """Add [D, rows] times 16 keys' [rows, 16], lines of a table over all keys, to their columns of [D, keys]."""
+    line, pitch = one.keys * BYTES, QUERIES * one.heads
+    add_tiles(x, pitch, one.head_width, block, line, rows, out, one.keys, out, one.keys)
+
+
+@njit
 def _deliver(one: Any, token: int, head: int, key: int, value: int) -> None:
     """Write the gradients of a token's key, turned back, and value."""
     width, heads = one.head_width, one.kv_heads * one.heads
     cos, sin = _angles(one, token)
-    _turn_back(floats(key, width), cos, sin, np.float32(1.0), _head(one.of_qkv, token, heads + head, width))
+    turn(floats(key, width), cos, sin, BACK, WHOLE, _head(one.of_qkv, token, heads + head, width))
     _copy(floats(value, width), _head(one.of_qkv, token, heads + one.kv_heads + head, width))
 
 
@@ -224,7 +200,7 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
     weights = queries + 4 * block
     of_scores = weights + QUERIES * one.heads * one.keys * BYTES
     count = _gather(one, segment, head, keys, values)
-    whole = (count + LANES - 1) // LANES * LANES
+    whole = _whole(count)
     _blocks(keys, whole, width, key_blocks)
     _blocks(values, whole, width, value_blocks)
     _clear(floats(of_keys, one.keys * width))
@@ -238,10 +214,8 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
             both = floats(mixed + place * one.heads * width * BYTES, one.heads * width)
             _copy(_head(one.mixed, begin + place, head, one.heads * width), both)
         seen = _weights(one, queries, tokens, segment[3] + first, key_blocks, weights)
-        for number in range((seen + LANES - 1) // LANES):
-            at = value_blocks + number * width * LINE
-            _product(mixed, width, rows, at, LINE, width, of_scores + number * LINE, one.keys, False)
-        through = (seen + LANES - 1) // LANES * LANES
+        _scores(mixed, rows, value_blocks, width, seen, of_scores, one.keys)
+        through = _whole(seen)
         for row in range(rows):
             offset = row * one.keys * BYTES
             # Keys that are not seen yet have no weight.
@@ -250,9 +224,9 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
         _transpose(queries, width, (rows + TURN - 1) // TURN * TURN, width, turned_queries, pitch)
         _transpose(mixed, width, (rows + TURN - 1) // TURN * TURN, width, turned_mixed, pitch)
         for number in range(through // LANES):
-            offset, line = number * LINE, one.keys * BYTES
-            _product(turned_queries, pitch, width, of_scores + offset, line, rows, of_keys + offset, one.keys, True)
-            _product(turned_mixed, pitch, width, weights + offset, line, rows, of_values + offset, one.keys, True)
+            offset = number * LINE
+            _accumulate(one, turned_queries, of_scores + offset, rows, of_keys + offset)
+            _accumulate(one, turned_mixed, weights + offset, rows, of_values + offset)
         # The queries have been read.
         _over(of_scores, one.keys, rows, keys, width, seen, queries)
         for place in range(tokens):
@@ -260,19 +234,17 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
             for number in range(one.heads):
                 of_query = floats(queries + (place * one.heads + number) * width * BYTES, width)
                 target = _head(one.of_qkv, begin + place, head * one.heads + number, width)
-                _turn_back(of_query, cos, sin, np.float32(one.scale), target)
+                turn(of_query, cos, sin, BACK, np.float32(one.scale), target)
     _transpose(of_keys, one.keys, width, whole, keys, width)
     _transpose(of_values, one.keys, width, whole, values, width)
-    own = segment[3]
-    if own == 0:
-        # A prompt: all its keys are shared.
-        own = count
-    for place in range(own):
+    # All keys of a prompt are shared, and those before a completion.
+    shared = segment[3] if segment[3] else count
+    for place in range(shared):
         parcel = one.parcels + ((segment[4] + place) * one.kv_heads + head) * 2 * width * BYTES
         _copy(floats(keys + place * width * BYTES, width), floats(parcel, width))
         _copy(floats(values + place * width * BYTES, width), floats(parcel + width * BYTES, width))
-    for place in range(own, count):
-        _deliver(one, segment[0] + place - own, head, keys + place * width * BYTES, values + place * width * BYTES)
+    for place in range(shared, count):
+        _deliver(one, segment[0] + place - shared, head, keys + place * width * BYTES, values + place * width * BYTES)
 
 
 @njit
@@ -288,28 +260,37 @@ def _collect(one: Any, trunk: Any, head: int) -> None:
         _deliver(one, trunk[0] + place, head, first, first + width * BYTES)
 
 
+@njit
+def _own_scratch(one: Any) -> Any:
+    """Where this thread writes."""
+    return one.scratch + add_atomically(one.entered, 1) * one.scratch_size * BYTES
+
+
+@njit
+def _taken(one: Any) -> Any:
+    """The segments and KV heads that this thread takes."""
+    item = add_atomically(one.taken, 1)
+    while item < one.segment_count * one.kv_heads:
+        yield integers(one.segments + item // one.kv_heads * 5 * INTEGER, 5), item % one.kv_heads
+        item = add_atomically(one.taken, 1)
+
+
 @cfunc("void(voidptr)", cache=True)
 def attend(argument: Any) -> None:
     """One thread's part of the attended values that an ATTENTION record describes."""
     one = carray(argument, 1, ATTENTION)[0]
-    scratch = one.scratch + add_atomically(one.entered, 1) * one.scratch_size * BYTES
-    item = add_atomically(one.taken, 1)
-    while item < one.segment_count * one.kv_heads:
-        segment = integers(one.segments + item // one.kv_heads * 5 * INTEGER, 5)
-        _segment(one, segment, item % one.kv_heads, scratch)
-        item = add_atomically(one.taken, 1)
+    scratch = _own_scratch(one)
+    for segment, head in _taken(one):
+        _segment(one, segment, head, scratch)
 
 
 @cfunc("void(voidptr)", cache=True)
 def attend_back(argument: Any) -> None:
     """One thread's part of the gradients, but for the prompts' keys and values."""
     one = carray(argument, 1, ATTENTION)[0]
-    scratch = one.scratch + add_atomically(one.entered, 1) * one.scratch_size * BYTES
-    item = add_atomically(one.taken, 1)
-    while item < one.segment_count * one.kv_heads:
-        segment = integers(one.segments + item // one.kv_heads * 5 * INTEGER, 5)
-        _segment_back(one, segment, item % one.kv_heads, scratch)
-        item = add_atomically(one.taken, 1)
+    scratch = _own_scratch(one)
+    for segment, head in _taken(one):
+        _segment_back(one, segment, head, scratch)
 
 
 @cfunc("void(voidptr)", cache=True)

@@ -6,14 +6,24 @@ share to the others. Phases that read what others wrote are parted by `_meet`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, PHASES
-from greenloop.decoder.native.parts import INTEGER, REORDERED, exp, floats, integers, multiply_block
+from greenloop.decoder.native.parts import (
+    INTEGER,
+    REORDERED,
+    floats,
+    integers,
+    inverse_norm,
+    multiply_block,
+    open_gate,
+    scale,
+    soften,
+    turn,
+)
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
 from greenloop.decoder.native.tile import BYTES, LINE, TILE, add_atomically, call, load_atomically, pointer
 
@@ -81,12 +91,7 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
                 change = floats(one.change.at + row * one.change.stride * BYTES, width)
                 for i in range(width):
                     hidden[i] += change[i]
-            squares = np.float32(0.0)
-            for i in range(width):
-                squares += hidden[i] * hidden[i]
-            inverse = np.float32(1.0 / math.sqrt(squares / width + one.eps))
-            for i in range(width):
-                normed[i] = hidden[i] * inverse * weight[i]
+            scale(hidden, inverse_norm(hidden, one.eps), weight, normed)
         _low(one.normed, first, rows, linear)
         first = add_atomically(taken, TILE)
 
@@ -110,8 +115,7 @@ def _gate(one: Any, linear: Any, taken: int) -> None:
         for row in range(first, first + rows):
             both = floats(one.gate_up.at + row * one.gate_up.stride * BYTES, 2 * inner)
             gated = floats(one.gated.at + row * one.gated.stride * BYTES, inner)
-            for i in range(inner):
-                gated[i] = both[i] / (np.float32(1.0) + exp(-both[i])) * both[inner + i]
+            open_gate(both, gated)
         _low(one.gated, first, rows, linear)
         first = add_atomically(taken, TILE)
 
@@ -162,7 +166,7 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
             )
 
     for number in range(queries):
-        _soften(
+        soften(
             floats(scores + number * places * BYTES, prompt),
             floats(scores + (number * places + one.prompt_places) * BYTES, own[order[begin + number // group]] + 1),
         )
@@ -198,13 +202,10 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
         for begin, count in ((head * group, group), (heads + head, 1), (heads + one.kv_heads + head, 1)):
             for i in range(begin * width, (begin + count) * width):
                 projected[i] += bias[i]
-    queries = floats(query, group * width)
+    whole, factor = np.float32(1.0), np.float32(one.scale)
     for number in range(group):
-        source, target = (head * group + number) * width, number * width
-        for i in range(half):
-            left, right = projected[source + i], projected[source + half + i]
-            queries[target + i] = (left * cos[i] - right * sin[i]) * one.scale
-            queries[target + half + i] = (right * cos[i] + left * sin[i]) * one.scale
+        source = (head * group + number) * width
+        turn(projected[source : source + width], cos, sin, whole, factor, floats(query + number * width * BYTES, width))
     source = (heads + head) * width
     block, lane = position // LANES, position % LANES
     keys = floats(layer.own_k + strip, one.own_places * width)
@@ -216,28 +217,6 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
     values = floats(layer.own_v + strip, one.own_places * width)
     for i in range(width):
         values[((i // LANES) * one.own_places + position) * LANES + i % LANES] = projected[source + i]
-
-
-@njit(error_model="numpy", fastmath=REORDERED)
-def _soften(first: Any, second: Any) -> None:
-    """Softmax over both arrays together, in place."""
-    highest = first[0]
-    for i in range(first.size):
-        highest = max(highest, first[i])
-    for i in range(second.size):
-        highest = max(highest, second[i])
-    total = np.float32(0.0)
-    for i in range(first.size):
-        first[i] = exp(first[i] - highest)
-        total += first[i]
-    for i in range(second.size):
-        second[i] = exp(second[i] - highest)
-        total += second[i]
-    share = np.float32(1.0) / total
-    for i in range(first.size):
-        first[i] *= share
-    for i in range(second.size):
-        second[i] *= share
 
 
 @njit

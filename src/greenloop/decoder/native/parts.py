@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -70,3 +71,79 @@ def exp(x: Any) -> Any:
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     return (p * r * r + r + np.float32(1.0)) * power_of_two(exponent)
+
+
+@njit
+def add_tiles(
+    x: int,
+    x_stride: int,
+    rows: int,
+    block: int,
+    line: int,
+    width: int,
+    out: int,
+    out_stride: int,
+    start: int,
+    start_stride: int,
+) -> None:
+    """The products of all rows with one float32 block, added to what stands at `start` if that is not 0."""
+    for row in range(0, rows, TILE):
+        count, at, target = min(TILE, rows - row), x + row * x_stride * BYTES, out + row * out_stride * BYTES
+        begin = start + row * start_stride * BYTES if start else 0
+        tile(count, at, x_stride, block, line, width, target, out_stride, block, 0, begin, start_stride)
+
+
+@njit(error_model="numpy", fastmath=REORDERED)
+def inverse_norm(x: Any, eps: float) -> Any:
+    """1 / root mean square."""
+    squares = np.float32(0.0)
+    for i in range(x.size):
+        squares += x[i] * x[i]
+    return np.float32(1.0 / math.sqrt(squares / x.size + eps))
+
+
+@njit(fastmath=REORDERED)
+def scale(x: Any, inverse: Any, weight: Any, out: Any) -> None:
+    """The norm of x."""
+    for i in range(x.size):
+        out[i] = x[i] * inverse * weight[i]
+
+
+@njit(error_model="numpy", fastmath=REORDERED)
+def open_gate(x: Any, out: Any) -> None:
+    """silu(first half of x) * second half."""
+    width = out.size
+    for i in range(width):
+        out[i] = x[i] / (np.float32(1.0) + exp(-x[i])) * x[width + i]
+
+
+@njit(error_model="numpy", fastmath=REORDERED)
+def soften(first: Any, second: Any) -> None:
+    """Softmax over both arrays together, in place."""
+    highest = first[0]
+    for i in range(first.size):
+        highest = max(highest, first[i])
+    for i in range(second.size):
+        highest = max(highest, second[i])
+    total = np.float32(0.0)
+    for i in range(first.size):
+        first[i] = exp(first[i] - highest)
+        total += first[i]
+    for i in range(second.size):
+        second[i] = exp(second[i] - highest)
+        total += second[i]
+    share = np.float32(1.0) / total
+    for i in range(first.size):
+        first[i] *= share
+    for i in range(second.size):
+        second[i] *= share
+
+
+@njit(fastmath=REORDERED)
+def turn(source: Any, cos: Any, sin: Any, way: Any, factor: Any, target: Any) -> None:
+    """A head at its position (`way` 1), or back from there (-1), times `factor`."""
+    half = cos.size
+    for i in range(half):
+        left, right, height = source[i], source[half + i], sin[i] * way
+        target[i] = (left * cos[i] - right * height) * factor
+        target[half + i] = (right * cos[i] + left * height) * factor

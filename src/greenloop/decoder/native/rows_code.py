@@ -9,19 +9,17 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, PANEL
-from greenloop.decoder.native.parts import REORDERED, exp, floats
+from greenloop.decoder.native.parts import REORDERED, add_tiles, exp, floats, inverse_norm, open_gate, scale
 from greenloop.decoder.native.records import SUM, SWEEP
 from greenloop.decoder.native.tile import (
     BYTES,
     LINE,
-    TILE,
     TURN,
     add_atomically,
     copied,
     half_copied,
     half_turned,
     pointer,
-    tile,
     turned,
     widened,
 )
@@ -78,21 +76,7 @@ def _add(one: Any, factors: Any, block: int, row: int, rows: int, started: int, 
             start, start_stride = out, out_stride
         elif one.start.at:
             start, start_stride = one.start.at + (row * one.start.stride + block * LANES) * BYTES, one.start.stride
-        for number in range(0, rows, TILE):
-            tile(
-                min(TILE, rows - number),
-                x + number * stride * BYTES,
-                stride,
-                panel,
-                LINE,
-                width,
-                out + number * out_stride * BYTES,
-                out_stride,
-                panel,
-                0,
-                start + number * start_stride * BYTES,
-                start_stride,
-            )
+        add_tiles(x, stride, rows, panel, LINE, width, out, out_stride, start, start_stride)
         started = 1
     return started
 
@@ -100,21 +84,6 @@ def _add(one: Any, factors: Any, block: int, row: int, rows: int, started: int, 
 @njit
 def _row(rows: Any, number: int, width: int) -> Any:
     return floats(rows.at + number * rows.stride * BYTES, width)
-
-
-@njit(error_model="numpy", fastmath=REORDERED)
-def _inverse(x: Any, eps: float) -> Any:
-    """1 / root mean square."""
-    squares = np.float32(0.0)
-    for i in range(x.size):
-        squares += x[i] * x[i]
-    return np.float32(1.0 / math.sqrt(squares / x.size + eps))
-
-
-@njit(fastmath=REORDERED)
-def _scale(x: Any, inverse: Any, weight: Any, out: Any) -> None:
-    for i in range(x.size):
-        out[i] = x[i] * inverse * weight[i]
 
 
 @njit(fastmath=REORDERED)
@@ -128,14 +97,7 @@ def _unscale(x: Any, inverse: Any, weight: Any, gradient: Any, plus: Any, out: A
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
-def _gate(x: Any, out: Any) -> None:
-    width = out.size
-    for i in range(width):
-        out[i] = x[i] / (np.float32(1.0) + exp(-x[i])) * x[width + i]
-
-
-@njit(error_model="numpy", fastmath=REORDERED)
-def _gate_back(x: Any, gradient: Any, out: Any, again: Any) -> None:
+def _close_gate(x: Any, gradient: Any, out: Any, again: Any) -> None:
     width, whole = again.size, np.float32(1.0)
     for i in range(width):
         gate, up = x[i], x[width + i]
@@ -189,17 +151,68 @@ def add_products(argument: Any) -> None:
         item = add_atomically(one.taken, 1)
 
 
+@njit
+def _normalise(one: Any, number: int) -> None:
+    x = _row(one.x, number, one.width)
+    scale(x, inverse_norm(x, one.eps), floats(one.weight, one.width), _row(one.out, number, one.width))
+
+
+@njit
+def _normalise_back(one: Any, number: int) -> None:
+    weight, x = floats(one.weight, one.width), _row(one.x, number, one.width)
+    inverse = inverse_norm(x, one.eps)
+    scale(x, inverse, weight, _row(one.again, number, one.width))
+    gradient, plus = _row(one.gradient, number, one.width), _row(one.plus, number, one.width)
+    _unscale(x, inverse, weight, gradient, plus, _row(one.out, number, one.width))
+
+
+@njit
+def _gate(one: Any, number: int) -> None:
+    open_gate(_row(one.x, number, 2 * one.width), _row(one.out, number, one.width))
+
+
+@njit
+def _gate_back(one: Any, number: int) -> None:
+    x, out = _row(one.x, number, 2 * one.width), _row(one.out, number, 2 * one.width)
+    _close_gate(x, _row(one.gradient, number, one.width), out, _row(one.again, number, one.width))
+
+
+@njit
+def _judge(one: Any, number: int) -> None:
+    x, label = _row(one.x, number, one.width), carray(pointer(one.labels), one.rows, np.int64)[number]
+    colder = np.float32(1.0 / one.temperature)
+    highest = _highest(x) * colder
+    chosen = x[label] * colder - highest
+    total, moment = _spread(x, highest, colder)
+    floats(one.logprob, one.rows)[number] = chosen - math.log(total)
+    floats(one.entropy, one.rows)[number] = math.log(total) - moment / total
+    if one.slope:
+        share = np.float32(1.0 / total)
+        at_label = (np.float32(1.0) - x[label] * share) * colder
+        _shrink(x, -share * colder)
+        x[label] = at_label
+
+
+@njit
+def _taken(one: Any) -> Any:
+    """The rows that this thread takes of a SWEEP record.
+
+    What is done with a row cannot be handed to a common loop instead: Numba does not keep code that is handed
+    functions.
+    """
+    first = add_atomically(one.taken, GROUP)
+    while first < one.rows:
+        for offset in range(min(GROUP, one.rows - first)):
+            yield first + offset
+        first = add_atomically(one.taken, GROUP)
+
+
 @cfunc("void(voidptr)", cache=True)
 def normalise(argument: Any) -> None:
     """RMS norm of x."""
     one = carray(argument, 1, SWEEP)[0]
-    weight = floats(one.weight, one.width)
-    first = add_atomically(one.taken, GROUP)
-    while first < one.rows:
-        for number in range(first, min(first + GROUP, one.rows)):
-            x, out = _row(one.x, number, one.width), _row(one.out, number, one.width)
-            _scale(x, _inverse(x, one.eps), weight, out)
-        first = add_atomically(one.taken, GROUP)
+    for number in _taken(one):
+        _normalise(one, number)
 
 
 @cfunc("void(voidptr)", cache=True)
@@ -209,39 +222,24 @@ def normalise_back(argument: Any) -> None:
     g / rms - x (g . x) / (d rms^3) with g = gradient * weight.
     """
     one = carray(argument, 1, SWEEP)[0]
-    weight = floats(one.weight, one.width)
-    first = add_atomically(one.taken, GROUP)
-    while first < one.rows:
-        for number in range(first, min(first + GROUP, one.rows)):
-            x, again = _row(one.x, number, one.width), _row(one.again, number, one.width)
-            inverse = _inverse(x, one.eps)
-            _scale(x, inverse, weight, again)
-            gradient, plus = _row(one.gradient, number, one.width), _row(one.plus, number, one.width)
-            _unscale(x, inverse, weight, gradient, plus, _row(one.out, number, one.width))
-        first = add_atomically(one.taken, GROUP)
+    for number in _taken(one):
+        _normalise_back(one, number)
 
 
 @cfunc("void(voidptr)", cache=True)
 def gate(argument: Any) -> None:
     """silu(first half of x) * second half."""
     one = carray(argument, 1, SWEEP)[0]
-    first = add_atomically(one.taken, GROUP)
-    while first < one.rows:
-        for number in range(first, min(first + GROUP, one.rows)):
-            _gate(_row(one.x, number, 2 * one.width), _row(one.out, number, one.width))
-        first = add_atomically(one.taken, GROUP)
+    for number in _taken(one):
+        _gate(one, number)
 
 
 @cfunc("void(voidptr)", cache=True)
 def gate_back(argument: Any) -> None:
     """The gradient of x from that of the gated values; the gated values again."""
     one = carray(argument, 1, SWEEP)[0]
-    first = add_atomically(one.taken, GROUP)
-    while first < one.rows:
-        for number in range(first, min(first + GROUP, one.rows)):
-            x, out = _row(one.x, number, 2 * one.width), _row(one.out, number, 2 * one.width)
-            _gate_back(x, _row(one.gradient, number, one.width), out, _row(one.again, number, one.width))
-        first = add_atomically(one.taken, GROUP)
+    for number in _taken(one):
+        _gate_back(one, number)
 
 
 @cfunc("void(voidptr)", cache=True)
@@ -251,20 +249,5 @@ def judge_labels(argument: Any) -> None:
     With `slope`, x becomes d log-prob / d logits: (1 at the label - p) / temperature.
     """
     one = carray(argument, 1, SWEEP)[0]
-    labels = carray(pointer(one.labels), one.rows, np.int64)
-    logprob, entropy = floats(one.logprob, one.rows), floats(one.entropy, one.rows)
-    colder = np.float32(1.0 / one.temperature)
-    number = add_atomically(one.taken, 1)
-    while number < one.rows:
-        x, label = _row(one.x, number, one.width), labels[number]
-        highest = _highest(x) * colder
-        chosen = x[label] * colder - highest
-        total, moment = _spread(x, highest, colder)
-        logprob[number] = chosen - math.log(total)
-        entropy[number] = math.log(total) - moment / total
-        if one.slope:
-            share = np.float32(1.0 / total)
-            at_label = (np.float32(1.0) - x[label] * share) * colder
-            _shrink(x, -share * colder)
-            x[label] = at_label
-        number = add_atomically(one.taken, 1)
+    for number in _taken(one):
+        _judge(one, number)

@@ -29,7 +29,7 @@ def available() -> bool:
 
 @functools.cache
 def compiled(module: str = "code") -> Any:
-    """The module `code` or `rows_code`, compiled for this processor by this process or an earlier one."""
+    """The module `code` or one of its kind, compiled for this processor by this process or an earlier one."""
     import numba
 
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_kept_code())
