@@ -15,6 +15,7 @@ from greenloop.decoder import Decoder, native
 from greenloop.decoder.native import Product, Step, blocks_of, lays_out, rows
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
+from greenloop.decoder.native.layout import OUTPUTS
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
@@ -31,29 +32,29 @@ PROMPTS = [list(range(3, 36)), list(range(40, 47)), list(range(60, 76))]
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 12, 13, 40])
 def test_a_product_equals_the_exact_one(rows: int):
     generator = torch.Generator().manual_seed(rows)
-    for width, outputs in ((1, 16), (33, 48), (576, 320)):
+    for width, outputs in ((1, 16), (33, 50), (576, 320)):
         weight = torch.randn(outputs, width, generator=generator)
         x = torch.randn(rows, width, generator=generator)
         exact = x.double() @ weight.double().T
-        found = Product(blocks_of(weight))(x)
+        found = Product(weight, blocks_of(weight))(x)
         assert (found.double() - exact).abs().max() < 1e-5 * max(1.0, float(exact.abs().max()))
 
 
 def test_a_product_with_bfloat16_weights_rounds_nothing_more():
     weight, x = torch.randn(48, 40).bfloat16(), torch.randn(7, 40).bfloat16()
     exact = x.double() @ weight.double().T
-    assert (Product(blocks_of(weight))(x).double() - exact).abs().max() < 1e-4
+    assert (Product(weight, blocks_of(weight))(x).double() - exact).abs().max() < 1e-4
 
 
 def test_what_is_laid_out_is_filled_up_with_zeros():
     weight = torch.arange(1.0, 37.0).reshape(18, 2)
     blocks = blocks_of(weight)
-    assert blocks.shape == (2, 2, 16)
-    assert torch.equal(blocks[1, :, :2].T, weight[16:])
-    assert not blocks[1, :, 2:].any()
-    assert not lays_out(weight)
-    assert lays_out(weight[:16])
-    assert not lays_out(weight[:16].half())
+    assert blocks.shape == (-(-18 // OUTPUTS), 2, OUTPUTS)
+    laid = blocks.transpose(1, 2).flatten(0, 1)
+    assert torch.equal(laid[:18], weight)
+    assert not laid[18:].any()
+    assert lays_out(weight)
+    assert not lays_out(weight.half())
 
 
 def test_the_exponential_is_float32s():
@@ -180,13 +181,17 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("width", "outputs", "rank"), [(1, 3, 1), (33, 20, 5), (64, 96, 16), (1100, 48, 24)])
 def test_a_sum_of_products_equals_the_exact_one(count: int, width: int, outputs: int, rank: int):
     generator = torch.Generator().manual_seed(count)
-    x, low, plus = (torch.randn(count, size, generator=generator) for size in (width, rank, outputs))
+    x, plus = (torch.randn(count, size, generator=generator) for size in (width, outputs))
+    down = torch.randn(rank, width, generator=generator) / width**0.5
     whole = torch.randn(outputs, width + rank, generator=generator)
     weight, up = whole[:, :width], whole[:, width:]
+    exact_low = x.double() @ down.double().T
     assert far(rows.multiply(x, weight), x.double() @ weight.double().T) < 1e-5
     assert far(rows.multiply(x, weight.bfloat16()), x.double() @ weight.bfloat16().double().T) < 1e-5
-    summed = x.double() @ weight.double().T + low.double() @ up.double().T + plus.double()
-    assert far(rows.multiply(x, weight, low, up, plus=plus), summed) < 1e-5
+    summed = x.double() @ weight.double().T + exact_low @ up.double().T + plus.double()
+    out, low = rows.project(x, weight, down, up, plus)
+    assert far(out, summed) < 1e-5
+    assert far(low, exact_low) < 1e-5
     # The way back reads the same weights by their other side.
     assert far(rows.multiply(plus, weight.T), plus.double() @ weight.double()) < 1e-5
     assert far(rows.multiply(plus, weight.T.bfloat16()), plus.double() @ weight.bfloat16().double()) < 1e-5

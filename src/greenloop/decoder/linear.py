@@ -37,9 +37,9 @@ class FusedLinear:
         self.bias = _fused_bias(bases)
         self._packed: Callable[[Tensor], Tensor] | None = None
         self.blocks: Tensor | None = None
-        """[blocks, in + rank, 16]: `weight` as native code reads it, if it is laid out so."""
+        """[blocks, in + rank, OUTPUTS]: `weight` as native code reads it, if it is laid out so."""
         self.down_blocks: Tensor | None = None
-        """[blocks, in, 16]: `down` beside it, if there are adapters."""
+        """[blocks, in, OUTPUTS]: `down` beside it, if there are adapters."""
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -70,7 +70,7 @@ class FusedLinear:
         if self.blocks is None:
             self._packed = packed(self.weight, rows)
         elif whole:
-            self._packed = Product(self.blocks)
+            self._packed = Product(self.weight, self.blocks)
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of the weight."""

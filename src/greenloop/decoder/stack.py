@@ -163,7 +163,7 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, d] to [N, V], in float32 where native code can read the head."""
         blocks = self.lm_head.blocks
-        return self.lm_head(hidden) if blocks is None else Product(blocks)(hidden)
+        return self.lm_head(hidden) if blocks is None else Product(self.lm_head.weight, blocks)(hidden)
 
     def heads_of(self, layer: DecoderLayer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, out] of the fused projection to q [N, H, D], k and v [N, Hkv, D], q and k at their positions."""

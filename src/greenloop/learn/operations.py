@@ -152,21 +152,19 @@ class Native:
         """Base, adapters, and `plus` in one sum."""
         if not fused.rank:
             return self.project_base(fused, x, plus), Read(None)
-        low = rows.multiply(x, fused.down)
-        out = rows.multiply(x, _base(fused), low, _up(fused), plus=plus)
+        out, low = rows.project(x, _base(fused), fused.down, _up(fused), plus)
         return out if fused.bias is None else out.add_(fused.bias), Read(low)
 
     def project_base(self, fused: FusedLinear, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """Base and `plus` in one sum."""
-        out = rows.multiply(x, _base(fused), plus=plus)
+        out = rows.multiply(x, _base(fused), plus)
         return out if fused.bias is None else out.add_(fused.bias)
 
     def project_back(self, fused: FusedLinear, read: Read, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Through base and A in one sum."""
         if not fused.rank:
             return rows.multiply(gradient, _base(fused).T), None
-        low = rows.multiply(gradient, _up(fused).T)
-        return rows.multiply(gradient, _base(fused).T, low, fused.down.T), low
+        return rows.project(gradient, _base(fused).T, _up(fused).T, fused.down.T)
 
     def adapter_gradients(
         self, fused: FusedLinear, x: Tensor, read: Read, gradient: Tensor, low: Tensor | None

@@ -1,7 +1,7 @@
 """The decode step that all threads run at once, compiled when this is first imported and kept after that.
 
 Threads take shares of a phase's work from a common count, so one that is kept waiting by another process leaves its
-share to the others. Phases that read what others wrote are parted by `_meet`.
+share to the others. Phases that read what others wrote are parted by `meet`.
 """
 
 from __future__ import annotations
@@ -11,69 +11,63 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import LANES, PHASES
+from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS
 from greenloop.decoder.native.parts import (
     INTEGER,
     REORDERED,
+    add_packed,
+    add_tiles,
     floats,
     integers,
     inverse_norm,
-    multiply_block,
+    meet,
     open_gate,
+    pack,
     scale,
     soften,
     turn,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
-from greenloop.decoder.native.tile import BYTES, LINE, TILE, add_atomically, call, load_atomically, pointer
+from greenloop.decoder.native.tile import BYTES, LINE, WEIGHTS, add_atomically, call, pointer
 
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
-PATIENCE = 2000
-"""Looks at the others before a waiting thread offers its core to them."""
 
 
 @njit
 def _multiply(
-    x: int,
-    x_stride: int,
-    rows: int,
-    weight: int,
-    line: int,
-    width: int,
-    out: int,
-    out_stride: int,
-    blocks: int,
-    taken: int,
+    packed: int, rows: int, weight: int, line: int, width: int, out: int, out_stride: int, blocks: int, taken: int
 ) -> None:
-    """This thread's share of the products of all rows with a laid-out weight."""
+    """This thread's share of the products of all packed rows with a laid-out weight."""
     size = width * line
     first = add_atomically(taken, BLOCKS)
     while first < blocks:
         last = min(first + BLOCKS, blocks) - 1
         then = add_atomically(taken, BLOCKS)
         for block in range(first, last + 1):
-            at = weight + block * size
+            at, target = weight + block * size, out + block * WEIGHTS
             following = weight + (then if block == last else block + 1) * size
-            multiply_block(x, x_stride, rows, at, width, out + block * LINE, out_stride, line, following)
+            add_packed(packed, width, rows, at, line, width, target, out_stride, 0, 0, following)
         first = then
 
 
 @njit
-def _linear(x: Any, rows: int, linear: Any, out: Any, taken: int) -> None:
-    """A fused linear layer, whose input has its adapters' low values behind it. `_attend` adds the bias."""
+def _linear(one: Any, linear: Any, out: Any, taken: int) -> None:
+    """A fused linear layer of what is packed. `_attend` adds the bias."""
     width = linear.width + linear.rank
-    _multiply(x.at, x.stride, rows, linear.weight, linear.line, width, out.at, out.stride, linear.blocks, taken)
+    _multiply(one.packed, one.rows, linear.weight, linear.line, width, out.at, out.stride, linear.blocks, taken)
 
 
 @njit
-def _low(x: Any, first: int, rows: int, linear: Any) -> None:
-    """Put the adapters' low values behind some rows of a linear layer's input: x A^T."""
-    at = x.at + first * x.stride * BYTES
+def _pack(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
+    """Pack a tile of rows of a linear layer's input, with the adapters' low values x A^T behind it."""
+    at, width = x.at + first * x.stride * BYTES, linear.width
+    low, packed = at + width * BYTES, one.packed + first * (width + linear.rank) * BYTES
+    pack(at, x.stride, rows, width, packed)
     for block in range(linear.down_blocks):
-        target = at + (linear.width + block * LANES) * BYTES
-        weight = linear.down + block * linear.width * linear.line
-        multiply_block(at, x.stride, rows, weight, linear.width, target, x.stride, linear.line)
+        weight = linear.down + block * width * linear.line
+        add_packed(packed, width, rows, weight, linear.line, width, low + block * WEIGHTS, x.stride, 0, 0, 0)
+    pack(low, x.stride, rows, linear.rank, packed + width * ROWS * BYTES)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
@@ -81,9 +75,9 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
     """Add the last change to the residual stream, if there is one, and normalise it for a linear layer."""
     width = one.width
     weight = floats(norm, width)
-    first = add_atomically(taken, TILE)
+    first = add_atomically(taken, ROWS)
     while first < one.rows:
-        rows = min(TILE, one.rows - first)
+        rows = min(ROWS, one.rows - first)
         for row in range(first, first + rows):
             hidden = floats(one.hidden.at + row * one.hidden.stride * BYTES, width)
             normed = floats(one.normed.at + row * one.normed.stride * BYTES, width)
@@ -92,32 +86,32 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
                 for i in range(width):
                     hidden[i] += change[i]
             scale(hidden, inverse_norm(hidden, one.eps), weight, normed)
-        _low(one.normed, first, rows, linear)
-        first = add_atomically(taken, TILE)
+        _pack(one, one.normed, first, rows, linear)
+        first = add_atomically(taken, ROWS)
 
 
 @njit
-def _lower(x: Any, rows: int, linear: Any, taken: int) -> None:
-    """`_low` for all rows."""
-    first = add_atomically(taken, TILE)
-    while first < rows:
-        _low(x, first, min(TILE, rows - first), linear)
-        first = add_atomically(taken, TILE)
+def _gather(one: Any, linear: Any, taken: int) -> None:
+    """Pack what attention has made of all rows."""
+    first = add_atomically(taken, ROWS)
+    while first < one.rows:
+        _pack(one, one.mixed, first, min(ROWS, one.rows - first), linear)
+        first = add_atomically(taken, ROWS)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
 def _gate(one: Any, linear: Any, taken: int) -> None:
     """silu(gate) * up."""
     inner = one.inner
-    first = add_atomically(taken, TILE)
+    first = add_atomically(taken, ROWS)
     while first < one.rows:
-        rows = min(TILE, one.rows - first)
+        rows = min(ROWS, one.rows - first)
         for row in range(first, first + rows):
             both = floats(one.gate_up.at + row * one.gate_up.stride * BYTES, 2 * inner)
             gated = floats(one.gated.at + row * one.gated.stride * BYTES, inner)
             open_gate(both, gated)
-        _low(one.gated, first, rows, linear)
-        first = add_atomically(taken, TILE)
+        _pack(one, one.gated, first, rows, linear)
+        first = add_atomically(taken, ROWS)
 
 
 @njit
@@ -154,16 +148,15 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     at = (slot * one.kv_heads + head) * one.prompt_places * width * BYTES
     for block in range((prompt + LANES - 1) // LANES):
         keys = layer.prompt_k + at + block * width * LINE
-        multiply_block(query, width, queries, keys, width, scores + block * LINE, places)
+        add_tiles(query, width, queries, keys, LINE, width, scores + block * LINE, places, 0, 0)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_k + (row * one.kv_heads + head) * strip
         first = place * group
         for block in range(own[row] // LANES + 1):
             target = scores + (first * places + one.prompt_places + block * LANES) * BYTES
-            multiply_block(
-                query + first * width * BYTES, width, group, mine + block * width * LINE, width, target, places
-            )
+            keys = mine + block * width * LINE
+            add_tiles(query + first * width * BYTES, width, group, keys, LINE, width, target, places, 0, 0)
 
     for number in range(queries):
         soften(
@@ -173,7 +166,7 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
 
     for block in range(width // LANES):
         values = layer.prompt_v + at + block * one.prompt_places * LINE
-        multiply_block(scores, places, queries, values, prompt, over_prompt + block * LINE, width)
+        add_tiles(scores, places, queries, values, LINE, prompt, over_prompt + block * LINE, width, 0, 0)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_v + (row * one.kv_heads + head) * strip
@@ -181,7 +174,8 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
         for block in range(width // LANES):
             weights = scores + (first * places + one.prompt_places) * BYTES
             target = over_own + (first * width + block * LANES) * BYTES
-            multiply_block(weights, places, group, mine + block * one.own_places * LINE, own[row] + 1, target, width)
+            values = mine + block * one.own_places * LINE
+            add_tiles(weights, places, group, values, LINE, own[row] + 1, target, width, 0, 0)
         first_sum = floats(over_prompt + first * width * BYTES, group * width)
         second_sum = floats(over_own + first * width * BYTES, group * width)
         mixed = floats(one.mixed.at + (row * one.mixed.stride + head * group * width) * BYTES, group * width)
@@ -220,57 +214,52 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
 
 
 @njit
-def _meet(one: Any, expected: int) -> int:
-    """Wait until all threads have come here; `expected` is how often threads have met then, all in all."""
-    add_atomically(one.met, 1)
-    looks = 0
-    while load_atomically(one.met) < expected:
-        looks += 1
-        if looks % PATIENCE == 0:
-            call(one.give_way)
-    return expected
-
-
-@njit
 def _decode(one: Any) -> None:
     """The whole decoder. A phase is what the threads do between two meetings."""
     team = call(one.team_size)
-    scratch = one.scratch + add_atomically(one.met + INTEGER, 1) * one.scratch_size * BYTES
+    scratch = one.scratch + add_atomically(one.entered, 1) * one.scratch_size * BYTES
     layers = carray(pointer(one.layers), one.layer_count, LAYER)
     taken, meetings = one.counts, 0
     for number in range(one.layer_count):
         layer = layers[number]
         _enter(one, layer.input_norm, layer.qkv, number > 0, taken)
-        meetings = _meet(one, meetings + team)
-        _linear(one.normed, one.rows, layer.qkv, one.qkv, taken + INTEGER)
-        meetings = _meet(one, meetings + team)
+        meetings = meet(one, meetings + team)
+        _linear(one, layer.qkv, one.qkv, taken + INTEGER)
+        meetings = meet(one, meetings + team)
         _attend(one, layer, scratch, taken + 2 * INTEGER)
-        meetings = _meet(one, meetings + team)
-        _lower(one.mixed, one.rows, layer.output, taken + 3 * INTEGER)
-        meetings = _meet(one, meetings + team)
-        _linear(one.mixed, one.rows, layer.output, one.change, taken + 4 * INTEGER)
-        meetings = _meet(one, meetings + team)
+        meetings = meet(one, meetings + team)
+        _gather(one, layer.output, taken + 3 * INTEGER)
+        meetings = meet(one, meetings + team)
+        _linear(one, layer.output, one.change, taken + 4 * INTEGER)
+        meetings = meet(one, meetings + team)
         _enter(one, layer.mlp_norm, layer.gate_up, True, taken + 5 * INTEGER)
-        meetings = _meet(one, meetings + team)
-        _linear(one.normed, one.rows, layer.gate_up, one.gate_up, taken + 6 * INTEGER)
-        meetings = _meet(one, meetings + team)
+        meetings = meet(one, meetings + team)
+        _linear(one, layer.gate_up, one.gate_up, taken + 6 * INTEGER)
+        meetings = meet(one, meetings + team)
         _gate(one, layer.down, taken + 7 * INTEGER)
-        meetings = _meet(one, meetings + team)
-        _linear(one.gated, one.rows, layer.down, one.change, taken + 8 * INTEGER)
-        meetings = _meet(one, meetings + team)
+        meetings = meet(one, meetings + team)
+        _linear(one, layer.down, one.change, taken + 8 * INTEGER)
+        meetings = meet(one, meetings + team)
         taken += PHASES * INTEGER
     _enter(one, one.norm, one.head, True, taken)
-    _meet(one, meetings + team)
-    _linear(one.normed, one.rows, one.head, one.logits, taken + INTEGER)
+    meet(one, meetings + team)
+    _linear(one, one.head, one.logits, taken + INTEGER)
 
 
 @cfunc("void(voidptr)", cache=True)
 def product(argument: Any) -> None:
     """One thread's part of the product that a PRODUCT record describes."""
     one = carray(argument, 1, PRODUCT)[0]
-    _multiply(
-        one.x, one.width, one.rows, one.weight, one.line, one.width, one.out, one.blocks * LANES, one.blocks, one.taken
-    )
+    width = one.width
+    first = add_atomically(one.tiles, ROWS)
+    while first < one.rows:
+        pack(
+            one.x + first * width * BYTES, width, min(ROWS, one.rows - first), width, one.packed + first * width * BYTES
+        )
+        first = add_atomically(one.tiles, ROWS)
+    meet(one, call(one.team_size))
+    stride = one.blocks * OUTPUTS
+    _multiply(one.packed, one.rows, one.weight, one.line, width, one.out, stride, one.blocks, one.taken)
 
 
 @cfunc("void(voidptr)", cache=True)

@@ -8,10 +8,28 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from greenloop.decoder.native.tile import BYTES, LINE, TILE, half_tile, pointer, power_of_two, tile
+from greenloop.decoder.native.layout import ROWS
+from greenloop.decoder.native.tile import (
+    BYTES,
+    QUARTET,
+    TILE,
+    WEIGHTS,
+    add_atomically,
+    call,
+    half_tile,
+    interleaved,
+    load_atomically,
+    packed_tile,
+    pointer,
+    power_of_two,
+    tile,
+    whole_tile,
+)
 
 INTEGER = 8
 """Bytes."""
+PATIENCE = 2000
+"""Looks at the others before a waiting thread offers its core to them."""
 REORDERED = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be taken in any order, as vectors need; NaN and infinity stay what they are."""
 
@@ -29,27 +47,72 @@ def integers(address: int, count: int) -> Any:
 
 
 @njit
-def multiply_block(
-    x: int,
-    x_stride: int,
+def meet(one: Any, expected: int) -> int:
+    """Wait until all threads have come here; `expected` is how often threads have met then, all in all."""
+    add_atomically(one.met, 1)
+    looks = 0
+    while load_atomically(one.met) < expected:
+        looks += 1
+        if looks % PATIENCE == 0:
+            call(one.give_way)
+    return expected
+
+
+@njit
+def pack(x: int, stride: int, rows: int, width: int, packed: int) -> None:
+    """Lay at most ROWS rows [rows, width] out as [width, ROWS], whose columns beyond the rows stay what they are."""
+    done = 0
+    if rows == ROWS:
+        done = width // QUARTET * QUARTET
+        for k in range(0, done, QUARTET):
+            for row in range(0, ROWS, QUARTET):
+                interleaved(x + (row * stride + k) * BYTES, stride, packed + (k * ROWS + row) * BYTES, ROWS)
+    for row in range(rows):
+        source, target = floats(x + row * stride * BYTES, width), floats(packed + row * BYTES, width * ROWS)
+        for k in range(done, width):
+            target[k * ROWS] = source[k]
+
+
+@njit
+def add_packed(
+    packed: int,
+    pitch: int,
     rows: int,
     block: int,
+    line: int,
     width: int,
     out: int,
     out_stride: int,
-    line: int = LINE,
-    following: int = 0,
+    start: int,
+    start_stride: int,
+    following: int,
 ) -> None:
-    """The products of all rows with one block, by tiles; the block at `following` is fetched meanwhile."""
-    step = line // ((rows + TILE - 1) // TILE) if following else 0
-    for row in range(0, rows, TILE):
-        at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES
-        ahead = following + row // TILE * width * step if following else block
-        if line == LINE:
-            tile(min(TILE, rows - row), at, x_stride, block, LINE, width, target, out_stride, ahead, step, 0, 0)
+    """The products of packed rows with one block of a weight, added to what stands at `start` if that is not 0.
+
+    Args:
+        packed: the first input of tiles of ROWS rows.
+        pitch: inputs from a tile to the next.
+        rows: of all tiles.
+        block: [width, OUTPUTS] weights, float32 or bfloat16.
+        line: bytes from an input's weights to the next input's.
+        width: inputs.
+        out: the first row's outputs.
+        out_stride: values from a row's outputs to the next row's.
+        start: the first row's values to which its products are added.
+        start_stride: values from a row's to the next row's.
+        following: the block that is fetched meanwhile; 0 for none.
+    """
+    step = line // ((rows + ROWS - 1) // ROWS) if following else 0
+    for row in range(0, rows, ROWS):
+        count, at, target = min(ROWS, rows - row), packed + row * pitch * BYTES, out + row * out_stride * BYTES
+        begin = start + row * start_stride * BYTES if start else 0
+        ahead = following + row // ROWS * width * step if following else block
+        if not following and line == WEIGHTS:
+            packed_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, block, 0, begin, start_stride)
+        elif line == WEIGHTS:
+            whole_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, ahead, step, begin, start_stride)
         else:
-            line = LINE // 2
-            half_tile(min(TILE, rows - row), at, x_stride, block, line, width, target, out_stride, ahead, step, 0, 0)
+            half_tile(count, at, ROWS, block, WEIGHTS // 2, width, target, out_stride, ahead, step, begin, start_stride)
 
 
 @njit(fastmath=REORDERED)

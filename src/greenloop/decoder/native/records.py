@@ -11,28 +11,34 @@ from typing import Any
 
 import numpy as np
 
+MEETING = [("met", "i8"), ("team_size", "i8"), ("give_way", "i8")]
+"""What threads need to wait for each other: int64 0, how many have come; two functions."""
+
 PRODUCT = np.dtype(
     [
         ("x", "i8"),
-        ("line", "i8"),  # bytes of 16 weights: 64 in float32, 32 in bfloat16
+        ("packed", "i8"),  # space for x in tiles
+        ("line", "i8"),  # bytes of a block's weights of one input, float32 or bfloat16
         ("weight", "i8"),  # laid out
         ("out", "i8"),
         ("rows", "i8"),
         ("width", "i8"),  # inputs
         ("blocks", "i8"),  # of outputs
+        ("tiles", "i8"),  # int64 0: tiles that are taken to be packed
         ("taken", "i8"),  # int64 0: what is taken
+        *MEETING,
     ]
 )
 """One product of plain matrices."""
 
 LINEAR = np.dtype(
     [
-        ("line", "i8"),  # bytes of 16 weights: 64 in float32, 32 in bfloat16
-        ("weight", "i8"),  # [blocks, width + rank, 16], base and B
+        ("line", "i8"),  # bytes of a block's weights of one input, float32 or bfloat16
+        ("weight", "i8"),  # [blocks, width + rank, OUTPUTS], base and B
         ("blocks", "i8"),
         ("width", "i8"),  # inputs
         ("rank", "i8"),  # of the adapters
-        ("down", "i8"),  # [down_blocks, width, 16], A
+        ("down", "i8"),  # [down_blocks, width, OUTPUTS], A
         ("down_blocks", "i8"),
     ]
 )
@@ -69,6 +75,7 @@ STEP = np.dtype(
         ("mixed", ROWS),  # attention's result [rows, H D + low]
         ("gate_up", ROWS),
         ("gated", ROWS),  # [rows, m + low]
+        ("packed", "i8"),  # what the next linear layer reads, in tiles
         ("change", ROWS),  # to be added to the residual stream
         ("logits", ROWS),
         ("width", "i8"),  # d
@@ -92,9 +99,8 @@ STEP = np.dtype(
         ("scratch", "i8"),  # of every thread
         ("scratch_size", "i8"),  # values
         ("counts", "i8"),  # int64 zeros: what is taken of each phase
-        ("met", "i8"),  # int64 [2] zeros: threads that have met, threads that have entered
-        ("team_size", "i8"),  # function
-        ("give_way", "i8"),  # function
+        ("entered", "i8"),  # int64 0: threads that have entered
+        *MEETING,
     ]
 )
 """One decode step."""
@@ -107,25 +113,38 @@ FACTORS = np.dtype(
         ("output", "i8"),  # values from an output's weight to the next output's
         ("input", "i8"),  # values from an input's weight to the next input's
         ("width", "i8"),  # inputs; 0 for nothing
+        ("first", "i8"),  # whether its product is the first of a sum
+        ("packed", "i8"),  # space for x in tiles
     ]
 )
 """Rows x and a weight of any strides."""
 
-SUM = np.dtype(
+TARGET = np.dtype(
     [
-        ("rows", "i8"),
-        ("outputs", "i8"),
-        ("first", FACTORS),
-        ("second", FACTORS),
+        ("outputs", "i8"),  # 0 for nothing
+        ("out", ROWS),  # space for whole blocks of outputs
         ("start", ROWS),  # to be added to; 0 for nothing
-        ("out", ROWS),  # space for a multiple of 16 outputs
-        ("share", "i8"),  # rows that a thread takes at a time
-        ("scratch", "i8"),  # of every thread
-        ("entered", "i8"),  # int64 0: threads that have entered
+        ("share", "i8"),  # rows that a thread takes at a time, a multiple of a tile's
         ("taken", "i8"),  # int64 0: what is taken
     ]
 )
-"""A sum of two products."""
+"""Where a sum of products goes."""
+
+SUM = np.dtype(
+    [
+        ("rows", "i8"),
+        ("first", FACTORS),
+        ("down", FACTORS),  # reads what the first reads
+        ("low", TARGET),  # of down
+        ("second", FACTORS),  # reads low
+        ("whole", TARGET),  # of first and second
+        ("scratch", "i8"),  # of every thread
+        ("entered", "i8"),  # int64 0: threads that have entered
+        ("packed", "i8"),  # int64 [2] zeros: tiles of x and of low that are taken to be packed
+        *MEETING,
+    ]
+)
+"""x W^T, and (x A^T) B^T added to it."""
 
 SWEEP = np.dtype(
     [
@@ -180,7 +199,13 @@ def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:
     >>> record(ROWS, {"at": 5, "stride": 2}).tolist()
     [(5, 2)]
     """
-    filled = np.zeros(1, dtype=kind)
-    for name, value in fields.items():
-        filled[name] = record(kind[name], value) if isinstance(value, Mapping) else value
-    return filled
+    return np.array([_values(kind, fields)], dtype=kind)
+
+
+def _values(kind: np.dtype[Any], fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    assert kind.names is not None
+    assert fields.keys() <= set(kind.names), "an unknown field"
+    return tuple(
+        fields.get(name, 0) if kind[name].names is None else _values(kind[name], fields.get(name, {}))
+        for name in kind.names
+    )

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native.layout import LANES, PANEL
+from greenloop.decoder.native.layout import OUTPUTS, PANEL, ROWS, whole_blocks
 from greenloop.decoder.native.records import SUM, SWEEP, record
-from greenloop.decoder.native.team import available, compiled, run
+from greenloop.decoder.native.team import available, compiled, meeting, run
 
 _SHARES = 8
 """Of a product, for each thread."""
@@ -26,44 +26,86 @@ def reads(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and available()
 
 
-def multiply(
-    x: Tensor, weight: Tensor, low: Tensor | None = None, up: Tensor | None = None, *, plus: Tensor | None = None
-) -> Tensor:
-    """x weight^T + low up^T + plus, [N, out].
+def multiply(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+    """x weight^T + plus, [N, out].
 
     Args:
         x: [N, in].
         weight: [out, in] float32 or bfloat16, of any strides: the transposed view of a weight is as good as the weight.
-        low: [N, rank].
+        plus: [N, out].
+    """
+    out, fields = _target(len(x), len(weight), plus)
+    _add_products(x, {"whole": fields, "first": _factors(weight)})
+    return out
+
+
+def project(x: Tensor, weight: Tensor, down: Tensor, up: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x weight^T + low up^T + plus, [N, out], and low = x down^T, [N, rank].
+
+    Args:
+        x: [N, in].
+        weight: [out, in], of any strides as are the next two.
+        down: [rank, in].
         up: [out, rank].
         plus: [N, out].
     """
-    rows, outputs = len(x), len(weight)
-    whole = -(-outputs // LANES) * LANES
+    out, fields = _target(len(x), len(weight), plus)
+    low, low_fields = _target(len(x), len(down))
+    space = _space(low)
+    _add_products(
+        x,
+        {
+            "whole": fields,
+            "first": _factors(weight),
+            "low": low_fields,
+            "down": _factors(down),
+            "second": {"x": place(low), **_factors(up), "packed": space.data_ptr()},
+        },
+    )
+    return out, low
+
+
+def _add_products(x: Tensor, fields: dict[str, Any]) -> None:
+    """Call the code with a SUM record of these fields."""
+    threads = torch.get_num_threads()
+    state, scratch, space = np.zeros(6, dtype=np.int64), torch.empty(threads, PANEL * OUTPUTS), _space(x)
+    entered, packed, whole, low, met = (state[number:].ctypes.data for number in (0, 1, 3, 4, 5))
+    for name, taken in (("whole", whole), ("low", low)):
+        fields[name] = {**fields.get(name, {}), "taken": taken}
+    for name in ("first", "down"):
+        fields[name] = {"x": place(x), **fields.get(name, {}), "first": 1, "packed": space.data_ptr()}
+    one = record(
+        SUM,
+        {
+            "rows": len(x),
+            **fields,
+            "scratch": scratch.data_ptr(),
+            "entered": entered,
+            "packed": packed,
+            **meeting(met),
+        },
+    )
+    run(compiled("rows_code").add_products.address, one.ctypes.data, threads)
+
+
+def _target(rows: int, outputs: int, plus: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+    """Space for a sum of products, and the fields of its TARGET record."""
+    whole = whole_blocks(outputs)
     out = torch.empty(rows, whole)
+    wanted = max(1, _SHARES * torch.get_num_threads() * OUTPUTS // whole)
+    share = max(_FEW, -(-rows // wanted))
+    fields = {"outputs": outputs, "out": place(out), "share": -(-share // ROWS) * ROWS}
     if plus is not None and whole > outputs:
-        plus = torch.nn.functional.pad(plus, (0, whole - outputs))
-    threads, blocks = torch.get_num_threads(), whole // LANES
-    wanted = max(1, _SHARES * threads // blocks)
-    state = np.zeros(2, dtype=np.int64)
-    scratch = torch.empty(threads, PANEL * LANES)
-    fields = {
-        "rows": rows,
-        "outputs": outputs,
-        "first": _factors(x, weight),
-        "out": place(out),
-        "share": max(_FEW, -(-rows // wanted)),
-        "scratch": scratch.data_ptr(),
-        "entered": state.ctypes.data,
-        "taken": state[1:].ctypes.data,
-    }
-    if low is not None and up is not None:
-        fields["second"] = _factors(low, up)
+        # Whole blocks of it are read.
+        out[:, :outputs], plus = plus, out
     if plus is not None:
         fields["start"] = place(plus)
-    one = record(SUM, fields)
-    run(compiled("rows_code").add_products.address, one.ctypes.data, threads)
-    return out[:, :outputs]
+    return out[:, :outputs], fields
+
+
+def _space(x: Tensor) -> Tensor:
+    """For x in tiles."""
+    return torch.empty(-(-len(x) // ROWS) * ROWS * x.shape[1])
 
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -119,10 +161,9 @@ def _sweep(name: str, x: Tensor, width: int, **fields: Any) -> None:
     run(getattr(compiled("rows_code"), name).address, one.ctypes.data, torch.get_num_threads())
 
 
-def _factors(x: Tensor, weight: Tensor) -> dict[str, Any]:
-    """The fields of a FACTORS record."""
+def _factors(weight: Tensor) -> dict[str, Any]:
+    """The weight's fields of a FACTORS record."""
     return {
-        "x": place(x),
         "weight": weight.data_ptr(),
         "half": int(weight.dtype == torch.bfloat16),
         "output": weight.stride(0),

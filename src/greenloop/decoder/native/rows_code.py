@@ -8,14 +8,26 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import LANES, PANEL
-from greenloop.decoder.native.parts import REORDERED, add_tiles, exp, floats, inverse_norm, open_gate, scale
+from greenloop.decoder.native.layout import OUTPUTS, PANEL, ROWS
+from greenloop.decoder.native.parts import (
+    INTEGER,
+    REORDERED,
+    add_packed,
+    exp,
+    floats,
+    inverse_norm,
+    meet,
+    open_gate,
+    pack,
+    scale,
+)
 from greenloop.decoder.native.records import SUM, SWEEP
 from greenloop.decoder.native.tile import (
     BYTES,
-    LINE,
     TURN,
+    WEIGHTS,
     add_atomically,
+    call,
     copied,
     half_copied,
     half_turned,
@@ -26,35 +38,37 @@ from greenloop.decoder.native.tile import (
 
 GROUP = 6
 """Rows of a sweep that a thread takes at a time."""
+TILES = 4
+"""Tiles of rows that a thread packs at a time."""
 HALF = 2
 """Bytes of a bfloat16."""
 
 
 @njit
 def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel: int) -> None:
-    """Copy a part of a weight, 16 outputs by `width` inputs, to [width, 16] float32, filled up with zeros."""
+    """Copy a part of a weight, a block's outputs by `width` inputs, to [width, OUTPUTS], filled up with zeros."""
     size = HALF if factors.half else BYTES
-    source = factors.weight + (block * LANES * factors.output + begin * factors.input) * size
+    source = factors.weight + (block * OUTPUTS * factors.output + begin * factors.input) * size
     done = 0
-    if lanes == LANES and factors.output == 1:
+    if lanes == OUTPUTS and factors.output == 1:
         for k in range(width):
             if factors.half:
-                half_copied(source + k * factors.input * size, panel + k * LINE)
+                half_copied(source + k * factors.input * size, panel + k * WEIGHTS)
             else:
-                copied(source + k * factors.input * size, panel + k * LINE)
+                copied(source + k * factors.input * size, panel + k * WEIGHTS)
         done = width
-    elif lanes == LANES and factors.input == 1:
+    elif lanes == OUTPUTS and factors.input == 1:
         done = width // TURN * TURN
         for k in range(0, done, TURN):
-            for lane in range(0, LANES, TURN):
-                at, target = source + (lane * factors.output + k) * size, panel + k * LINE + lane * BYTES
+            for lane in range(0, OUTPUTS, TURN):
+                at, target = source + (lane * factors.output + k) * size, panel + k * WEIGHTS + lane * BYTES
                 if factors.half:
-                    half_turned(at, factors.output, target, LANES)
+                    half_turned(at, factors.output, target, OUTPUTS)
                 else:
-                    turned(at, factors.output, target, LANES)
+                    turned(at, factors.output, target, OUTPUTS)
     for k in range(done, width):
-        out = floats(panel + k * LINE, LANES)
-        for lane in range(lanes, LANES):
+        out = floats(panel + k * WEIGHTS, OUTPUTS)
+        for lane in range(lanes, OUTPUTS):
             out[lane] = 0.0
         for lane in range(lanes):
             at = source + (lane * factors.output + k * factors.input) * size
@@ -62,23 +76,74 @@ def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel
 
 
 @njit
-def _add(one: Any, factors: Any, block: int, row: int, rows: int, started: int, panel: int) -> int:
-    """Add one product's part to a block of outputs of some rows; whether they hold anything afterwards."""
-    lanes = min(LANES, one.outputs - block * LANES)
-    stride, out_stride = factors.x.stride, one.out.stride
-    out = one.out.at + (row * out_stride + block * LANES) * BYTES
-    for begin in range(0, factors.width, PANEL):
-        width = min(PANEL, factors.width - begin)
-        _lay_out(factors, block, lanes, begin, width, panel)
-        x = factors.x.at + (row * stride + begin) * BYTES
-        start, start_stride = 0, 0
-        if started:
-            start, start_stride = out, out_stride
-        elif one.start.at:
-            start, start_stride = one.start.at + (row * one.start.stride + block * LANES) * BYTES, one.start.stride
-        add_tiles(x, stride, rows, panel, LINE, width, out, out_stride, start, start_stride)
-        started = 1
-    return started
+def _place(one: Any, factors: Any, row: int, begin: int) -> int:
+    """Where a tile of rows is packed: the inputs of a panel of all rows stand together."""
+    whole = (one.rows + ROWS - 1) // ROWS * ROWS
+    place: int = factors.packed + (begin * whole + row * min(PANEL, factors.width - begin)) * BYTES
+    return place
+
+
+@njit
+def _pack(one: Any, factors: Any, taken: int) -> None:
+    """Pack this thread's share of the rows of x."""
+    x = factors.x
+    first = add_atomically(taken, TILES * ROWS)
+    while first < one.rows:
+        for row in range(first, min(first + TILES * ROWS, one.rows), ROWS):
+            for begin in range(0, factors.width, PANEL):
+                at, width = x.at + (row * x.stride + begin) * BYTES, min(PANEL, factors.width - begin)
+                pack(at, x.stride, min(ROWS, one.rows - row), width, _place(one, factors, row, begin))
+        first = add_atomically(taken, TILES * ROWS)
+
+
+@njit
+def _add(one: Any, target: Any, factors: Any, begin: int, block: int, row: int, rows: int, panel: int) -> None:
+    """Add a panel's part of a product to a block of outputs of some rows.
+
+    Args:
+        one: the record.
+        target: where to.
+        factors: of the product.
+        begin: first input of the panel.
+        block: of outputs.
+        row: the first one.
+        rows: their count.
+        panel: space for the weights.
+    """
+    lanes, width = min(OUTPUTS, target.outputs - block * OUTPUTS), min(PANEL, factors.width - begin)
+    _lay_out(factors, block, lanes, begin, width, panel)
+    out, out_stride = target.out.at + (row * target.out.stride + block * OUTPUTS) * BYTES, target.out.stride
+    start, start_stride = out, out_stride
+    if begin == 0 and factors.first:
+        # Nothing has been written yet.
+        start, start_stride = 0, target.start.stride
+        if target.start.at:
+            start = target.start.at + (row * start_stride + block * OUTPUTS) * BYTES
+    packed = _place(one, factors, row, begin)
+    add_packed(packed, width, rows, panel, WEIGHTS, width, out, out_stride, start, start_stride, 0)
+
+
+@njit
+def _multiply(one: Any, target: Any, first: Any, second: Any, panel: int, meetings: int, team: int) -> int:
+    """This thread's share of one product, or of the sum of two.
+
+    All threads take the same panel of the inputs, whose packed rows then stay in the last cache.
+    """
+    shares = (one.rows + target.share - 1) // target.share
+    items = (target.outputs + OUTPUTS - 1) // OUTPUTS * shares
+    for begin in range(0, first.width, PANEL):
+        # Every thread has taken one item too many of each panel before.
+        before = begin // PANEL * (items + team)
+        item = add_atomically(target.taken, 1) - before
+        while item < items:
+            block, row = item // shares, item % shares * target.share
+            rows = min(target.share, one.rows - row)
+            _add(one, target, first, begin, block, row, rows, panel)
+            if second is not None and begin + PANEL >= first.width and second.width:
+                _add(one, target, second, 0, block, row, rows, panel)
+            item = add_atomically(target.taken, 1) - before
+        meetings = meet(one, meetings + team)
+    return meetings
 
 
 @njit
@@ -137,18 +202,17 @@ def _shrink(x: Any, factor: Any) -> None:
 
 @cfunc("void(voidptr)", cache=True)
 def add_products(argument: Any) -> None:
-    """One thread's part of the sum that a SUM record describes."""
+    """One thread's part of what a SUM record describes."""
     one = carray(argument, 1, SUM)[0]
-    panel = one.scratch + add_atomically(one.entered, 1) * PANEL * LINE
-    blocks = (one.outputs + LANES - 1) // LANES
-    shares = (one.rows + one.share - 1) // one.share
-    item = add_atomically(one.taken, 1)
-    while item < blocks * shares:
-        block, row = item // shares, item % shares * one.share
-        rows = min(one.share, one.rows - row)
-        started = _add(one, one.first, block, row, rows, 0, panel)
-        _add(one, one.second, block, row, rows, started, panel)
-        item = add_atomically(one.taken, 1)
+    panel = one.scratch + add_atomically(one.entered, 1) * PANEL * WEIGHTS
+    team = call(one.team_size)
+    _pack(one, one.first, one.packed)
+    meetings = meet(one, team)
+    if one.low.outputs:
+        meetings = _multiply(one, one.low, one.down, None, panel, meetings, team)
+        _pack(one, one.second, one.packed + INTEGER)
+        meetings = meet(one, meetings + team)
+    _multiply(one, one.whole, one.first, one.second, panel, meetings, team)
 
 
 @njit

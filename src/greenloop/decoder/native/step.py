@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native.layout import LANES, PHASES
+from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS, whole_blocks
 from greenloop.decoder.native.product import lays_out
 from greenloop.decoder.native.records import LAYER, STEP, record
-from greenloop.decoder.native.team import compiled, give_way, run, team_size
+from greenloop.decoder.native.team import compiled, meeting, run
 
 if TYPE_CHECKING:
     from greenloop.decoder.linear import FusedLinear
@@ -62,18 +62,19 @@ class Step:
         rows, heads, width = cache.own_k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
         hidden = decoder.head.shape[1]
         linears = [linear for layer in decoder.layers for linear in layer.linears]
-        low = max(-(-linear.rank // LANES) * LANES for linear in linears)
+        low = max(whole_blocks(linear.rank) for linear in linears)
         qkv = heads + 2 * decoder.kv_heads * decoder.head_width
         widths = {
             "hidden": hidden,
             "normed": hidden + low,
-            "qkv": qkv,
+            "qkv": whole_blocks(qkv),
             "mixed": heads + low,
-            "gate_up": 2 * width,
+            "gate_up": whole_blocks(2 * width),
             "gated": width + low,
-            "change": hidden,
+            "change": whole_blocks(hidden),
         }
         self._buffers = {name: torch.zeros(rows, size) for name, size in widths.items()}
+        self._packed = torch.zeros(-(-rows // ROWS) * ROWS * (max(hidden, heads, width) + low))
         prompt_places, own_places = cache.prompt_v.shape[4], cache.own_v.shape[4]
         group = decoder.heads // decoder.kv_heads
         # The queries of a chunk, their scores, and two results of attention.
@@ -89,6 +90,7 @@ class Step:
             "layers": self._layers.ctypes.data,
             "layer_count": len(decoder.layers),
             **{name: {"at": buffer.data_ptr(), "stride": buffer.shape[1]} for name, buffer in self._buffers.items()},
+            "packed": self._packed.data_ptr(),
             "width": hidden,
             "inner": width,
             "heads": group,
@@ -103,9 +105,8 @@ class Step:
             "scratch": self._scratch.data_ptr(),
             "scratch_size": scratch,
             "counts": self._taken.ctypes.data,
-            "met": self._met.ctypes.data,
-            "team_size": team_size(),
-            "give_way": give_way(),
+            "entered": self._met[1:].ctypes.data,
+            **meeting(self._met.ctypes.data),
         }
         self._record = record(STEP, fields)
 
@@ -127,7 +128,8 @@ class Step:
         before, order = np.array(own), np.argsort(at, kind="stable")
         cos, sin = (angle.float() for angle in decoder.rotary(torch.from_numpy(lengths[at] + before)))
         chunks = _chunks(at[order])
-        logits = torch.empty(rows, decoder.head.shape[0])
+        vocabulary = decoder.head.shape[0]
+        logits = torch.empty(rows, whole_blocks(vocabulary))
         self._taken.fill(0)
         self._met.fill(0)
         one = self._record
@@ -138,7 +140,7 @@ class Step:
             one[name] = array.ctypes.data
         one["logits"]["at"], one["logits"]["stride"] = logits.data_ptr(), logits.shape[1]
         run(self._function, one.ctypes.data, self._threads)
-        return logits
+        return logits[:, :vocabulary]
 
     def _layer_records(self) -> np.ndarray:
         records = np.zeros(len(self.decoder.layers), dtype=LAYER)
@@ -162,7 +164,7 @@ def _linear(linear: FusedLinear) -> dict[str, int]:
     assert linear.blocks is not None, "the decoder was not packed for native code"
     low = linear.down_blocks
     return {
-        "line": LANES * linear.blocks.element_size(),
+        "line": OUTPUTS * linear.blocks.element_size(),
         "weight": linear.blocks.data_ptr(),
         "blocks": linear.blocks.shape[0],
         "width": linear.in_features,

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from greenloop.decoder.native.layout import OUTPUTS, ROWS
 from greenloop.places import cache_dir
 
 
@@ -40,12 +41,13 @@ def compiled(module: str = "code") -> Any:
 
 
 def _kept_code() -> Path:
-    """Where compiled code is kept: a folder for exactly these sources, or one for this process alone.
+    """Where compiled code is kept: a folder for exactly these sources and blocks, or one for this process alone.
 
     Numba knows a function by the file that it stands in; this code is put together from several.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    sizes = f"{ROWS} {OUTPUTS}".encode()
+    digest = hashlib.sha256(sizes.join(source.read_bytes() for source in sources)).hexdigest()
     folder = cache_dir() / "native" / digest[:16]
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,14 +67,20 @@ def run(function: int, argument: int, threads: int) -> None:
     openmp.GOMP_parallel(function, argument, threads, 0)
 
 
-def team_size() -> int:
-    """Address of `int omp_get_num_threads()`: how many threads run the function that calls it."""
-    return ctypes.cast(_openmp().omp_get_num_threads, ctypes.c_void_p).value or 0
+def meeting(met: int) -> dict[str, int]:
+    """The fields of a record whose threads wait for each other.
+
+    Args:
+        met: address of an int64 0.
+    """
+    return {"met": met, **_functions()}
 
 
-def give_way() -> int:
-    """Address of `int sched_yield()`."""
-    return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+@functools.cache
+def _functions() -> dict[str, int]:
+    """Addresses of `int omp_get_num_threads()`, how many threads run what calls it, and of `int sched_yield()`."""
+    functions = {"team_size": _openmp().omp_get_num_threads, "give_way": ctypes.CDLL(None).sched_yield}
+    return {name: ctypes.cast(function, ctypes.c_void_p).value or 0 for name, function in functions.items()}
 
 
 @functools.cache

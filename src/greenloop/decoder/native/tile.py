@@ -5,6 +5,7 @@ Addresses and numbers are 64-bit integers throughout; offsets are in bytes where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,23 +16,34 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from greenloop.decoder.native.layout import LANES
+from greenloop.decoder.native.layout import LANES, OUTPUTS, ROWS
 
 TILE = 12 if llvm.get_host_cpu_features().get("avx512f") else 6
 """Rows whose sums are in registers together: 6 x 16 float32 are 12 of the 16 vectors of AVX2."""
 BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
+"""Bytes of one input's 16 values in a block of attention, in float32."""
+WEIGHTS = OUTPUTS * BYTES
 """Bytes of one input's weights in a block, in float32."""
 
 TURN = 8
 """Rows and columns of what is transposed at once: as many values as a vector of AVX2 has."""
+QUARTET = 4
+"""Rows and columns of what is transposed at once when rows are packed."""
+
+VECTOR = math.gcd(LANES, OUTPUTS)
+"""Values of a vector: as many as one of the processor's has, or a multiple."""
+
+STRIDE, FETCHES = 4, 2
+"""Inputs that are taken at a time where the next block is fetched, and lines of it fetched meanwhile."""
 
 _INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
+_VECTOR = ir.VectorType(_FLOAT, VECTOR)
 
 
-def _tile(weights_of: Callable[[Any, Any], Any]) -> Any:
-    """`tile` for one type of weights."""
+def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool, fetching: bool) -> Any:
+    """`tile` for one type of weights and at most so many rows, which may be `packed`; one may fetch the next block."""
+    name = f"greenloop{weights_of.__name__}_tile_{most}_{lanes}_{int(fetching)}"
 
     @intrinsic
     def tile(
@@ -49,30 +61,30 @@ def _tile(weights_of: Callable[[Any, Any], Any]) -> Any:
         start: Any,
         start_stride: Any,
     ) -> Any:
-        """Products of a few rows with one block of 16 outputs, sums in registers.
+        """Products of a few rows with one block of outputs, sums in registers.
 
         The micro-kernel of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, sec. 5.
 
         Args:
-            rows: at most TILE; none does nothing.
+            rows: at most as many as the tile has; none does nothing.
             x: address of the first row's first value, float32.
-            x_stride: values from a row to the next.
-            block: address of [width, 16] weights.
-            line: bytes from an input's 16 weights to the next input's.
+            x_stride: values from a row to the next; if they are packed, from an input of all rows to the next input.
+            block: address of [width, lanes] weights.
+            line: bytes from an input's weights to the next input's.
             width: inputs, at least 1.
-            out: address of the first row's 16 outputs, float32; what was there is lost, unless `start` is there.
+            out: address of the first row's outputs, float32; what was there is lost, unless `start` is there.
             out_stride: values from a row's outputs to the next row's.
             ahead: address of what will be needed next; it is fetched meanwhile.
             ahead_step: bytes of it an input; 0 fetches one line.
-            start: address of the first row's 16 values to which its products are added; 0 for none.
+            start: address of the first row's values to which its products are added; 0 for none.
             start_stride: values from a row's to the next row's.
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
-            function = cgutils.get_or_insert_function(builder.module, kind, f"greenloop_{weights_of.__name__}_tile")
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
             if function.is_declaration:
-                _define_tile(function, weights_of)
+                _define_tile(function, weights_of, most, lanes, packed=packed, fetching=fetching)
             builder.call(function, arguments)
             return context.get_dummy_value()
 
@@ -81,7 +93,9 @@ def _tile(weights_of: Callable[[Any, Any], Any]) -> Any:
     return tile
 
 
-def _define_tile(function: Any, weights_of: Callable[[Any, Any], Any]) -> None:
+def _define_tile(
+    function: Any, weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool, fetching: bool
+) -> None:
     """A function of its own, so that what calls it at several places compiles in a fraction of the time."""
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
@@ -89,72 +103,112 @@ def _define_tile(function: Any, weights_of: Callable[[Any, Any], Any]) -> None:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     after = function.append_basic_block("after")
     switch = builder.switch(rows, after)
-    for count in range(1, TILE + 1):
+    for count in range(1, most + 1):
         case = function.append_basic_block(f"rows_{count}")
         switch.add_case(_INT(count), case)
         builder.position_at_end(case)
-        _emit_tile(builder, weights_of, count, operands)
+        _emit_tile(builder, weights_of, count, lanes, operands, packed=packed, fetching=fetching)
         builder.branch(after)
     builder.position_at_end(after)
     builder.ret_void()
 
 
-def _emit_tile(builder: Any, weights_of: Callable[[Any, Any], Any], count: int, operands: Sequence[Any]) -> None:
+def _emit_tile(
+    builder: Any,
+    weights_of: Callable[..., Any],
+    count: int,
+    lanes: int,
+    operands: Sequence[Any],
+    *,
+    packed: bool,
+    fetching: bool,
+) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
     x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
     fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{VECTOR}f32"
     )
-    inputs = [_float_at(builder, x, builder.mul(x_stride, _INT(row))) for row in range(count)]
+    parts = range(0, lanes, VECTOR)
+    inputs = [_float_at(builder, x, _INT(row) if packed else builder.mul(x_stride, _INT(row))) for row in range(count)]
     outputs = [
-        builder.bitcast(_float_at(builder, out, builder.mul(out_stride, _INT(row))), _VECTOR.as_pointer())
+        _vector_at(builder, out, builder.add(builder.mul(out_stride, _INT(row)), _INT(part)))
         for row in range(count)
+        for part in parts
     ]
     begun = builder.icmp_signed("!=", start, _INT(0))
-    nothing = ir.Constant(_VECTOR, [0.0] * LANES)
     first = []
-    for row, output in enumerate(outputs):
-        place = builder.bitcast(_float_at(builder, start, builder.mul(start_stride, _INT(row))), _VECTOR.as_pointer())
-        # Without a start something must still be read: what stands in the outputs.
-        found = builder.load(builder.select(begun, place, output), align=BYTES)
-        first.append(builder.select(begun, found, nothing))
-    before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("sums")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    k = builder.phi(_INT)
-    k.add_incoming(_INT(0), before)
-    sums = [builder.phi(_VECTOR) for _ in range(count)]
-    _emit_prefetch(builder, builder.add(ahead, builder.mul(k, ahead_step)))
-    weights = weights_of(builder, builder.add(block, builder.mul(k, line)))
-    added = []
-    for row, total, begin in zip(inputs, sums, first, strict=True):
-        total.add_incoming(begin, before)
-        added.append(builder.call(fma, [_spread(builder, builder.load(builder.gep(row, [k]))), weights, total]))
-        total.add_incoming(added[-1], loop)
-    following = builder.add(k, _INT(1))
-    k.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", following, width), loop, after)
-    builder.position_at_end(after)
-    for output, total in zip(outputs, added, strict=True):
+    for row in range(count):
+        for number, part in enumerate(parts):
+            place = _vector_at(builder, start, builder.add(builder.mul(start_stride, _INT(row)), _INT(part)))
+            # Without a start something must still be read: what stands in the outputs.
+            found = builder.load(builder.select(begun, place, outputs[row * len(parts) + number]), align=BYTES)
+            first.append(builder.select(begun, found, ir.Constant(_VECTOR, [0.0] * VECTOR)))
+
+    def advance(k: Any, sums: Sequence[Any]) -> list[Any]:
+        """The sums with one more input."""
+        at = builder.add(block, builder.mul(k, line))
+        weights = [weights_of(builder, at, VECTOR, part) for part in parts]
+        offset = builder.mul(k, x_stride) if packed else k
+        added = []
+        for row, values in enumerate(inputs):
+            value = _spread(builder, builder.load(builder.gep(values, [offset])))
+            mine = sums[row * len(parts) : (row + 1) * len(parts)]
+            added += [builder.call(fma, [value, weight, total]) for weight, total in zip(weights, mine, strict=True)]
+        return added
+
+    def loop_to(end: Any, k: Any, sums: Sequence[Any], stride: int) -> tuple[Any, list[Any]]:
+        """So many inputs at a time while they are before the end; nothing if there are none."""
+        before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
+        builder.cbranch(builder.icmp_signed("<", k, end), loop, after)
+        builder.position_at_end(loop)
+        number, totals = builder.phi(_INT), [builder.phi(_VECTOR) for _ in sums]
+        added: list[Any] = list(totals)
+        for turn in range(stride):
+            if stride > 1 and turn % (stride // FETCHES) == 0:
+                _emit_prefetch(builder, builder.add(ahead, builder.mul(builder.add(number, _INT(turn)), ahead_step)))
+            added = advance(builder.add(number, _INT(turn)), added)
+        following = builder.add(number, _INT(stride))
+        builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
+        builder.position_at_end(after)
+        last, found = builder.phi(_INT), [builder.phi(_VECTOR) for _ in sums]
+        for joined, begin, end_value in zip((number, *totals), (k, *sums), (following, *added), strict=True):
+            joined.add_incoming(begin, before)
+            joined.add_incoming(end_value, loop)
+        for joined, begin, end_value in zip((last, *found), (k, *sums), (following, *added), strict=True):
+            joined.add_incoming(begin, before)
+            joined.add_incoming(end_value, loop)
+        return last, found
+
+    k, sums = _INT(0), first
+    if fetching:
+        k, sums = loop_to(builder.and_(width, _INT(-STRIDE)), k, sums, STRIDE)
+    _, sums = loop_to(width, k, sums, 1)
+    for output, total in zip(outputs, sums, strict=True):
         builder.store(total, output, align=BYTES)
 
 
-def _whole(builder: Any, address: Any, count: int = LANES) -> Any:
-    """So many float32 weights."""
-    return builder.load(builder.inttoptr(address, ir.VectorType(_FLOAT, count).as_pointer()), align=BYTES)
+def _whole(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
+    """So many float32 weights, from one of those at an address on."""
+    at = builder.add(address, _INT(begin * BYTES))
+    return builder.load(builder.inttoptr(at, ir.VectorType(_FLOAT, count).as_pointer()), align=BYTES)
 
 
-def _half(builder: Any, address: Any, count: int = LANES) -> Any:
+def _half(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     """So many bfloat16 weights: the upper halves of float32."""
     shorts, integers = ir.VectorType(ir.IntType(16), count), ir.VectorType(_SHORT, count)
-    read = builder.load(builder.inttoptr(address, shorts.as_pointer()), align=BYTES // 2)
+    at = builder.add(address, _INT(begin * BYTES // 2))
+    read = builder.load(builder.inttoptr(at, shorts.as_pointer()), align=BYTES // 2)
     bits = builder.shl(builder.zext(read, integers), ir.Constant(integers, [16] * count))
     return builder.bitcast(bits, ir.VectorType(_FLOAT, count))
 
 
-tile = _tile(_whole)
-"""Products of a few rows with one block of float32 weights."""
-half_tile = _tile(_half)
+tile = _tile(_whole, TILE, LANES, packed=False, fetching=False)
+"""Products of a few rows with one block of 16 float32 outputs."""
+packed_tile = _tile(_whole, ROWS, OUTPUTS, packed=True, fetching=False)
+"""Products of a few packed rows with one block of float32 weights."""
+whole_tile = _tile(_whole, ROWS, OUTPUTS, packed=True, fetching=True)
+"""The same, and the next block is fetched."""
+half_tile = _tile(_half, ROWS, OUTPUTS, packed=True, fetching=True)
 """The same for bfloat16 weights."""
 
 
@@ -163,11 +217,13 @@ def _copied(weights_of: Callable[..., Any]) -> Any:
 
     @intrinsic
     def copied(typing: Any, source: Any, target: Any) -> Any:
-        """Copy 16 weights that stand side by side to float32."""
+        """Copy a block's outputs of one input, which stand side by side, to float32."""
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source, target = arguments
-            builder.store(weights_of(builder, source), builder.inttoptr(target, _VECTOR.as_pointer()), align=BYTES)
+            for begin in range(0, OUTPUTS, VECTOR):
+                read = weights_of(builder, source, VECTOR, begin)
+                builder.store(read, _vector_at(builder, target, _INT(begin)), align=BYTES)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp), emit
@@ -175,12 +231,12 @@ def _copied(weights_of: Callable[..., Any]) -> Any:
     return copied
 
 
-def _turned(weights_of: Callable[..., Any], size: int) -> Any:
-    """`turned` for one type of weights."""
+def _turned(weights_of: Callable[..., Any], size: int, side: int = TURN) -> Any:
+    """`turned` for one type of weights and so many rows and columns."""
 
     @intrinsic
     def turned(typing: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
-        """Transpose 8 x 8 weights.
+        """Transpose side x side weights.
 
         Args:
             source: address of the first.
@@ -192,15 +248,17 @@ def _turned(weights_of: Callable[..., Any], size: int) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source, source_stride, target, target_stride = arguments
             step = builder.mul(source_stride, _INT(size))
-            rows = [weights_of(builder, builder.add(source, builder.mul(step, _INT(row))), TURN) for row in range(TURN)]
-            for distance in (1, 2, 4):
+            rows = [weights_of(builder, builder.add(source, builder.mul(step, _INT(row))), side) for row in range(side)]
+            distance = 1
+            while distance < side:
                 # Swap the squares off the diagonal of every square of twice the distance.
-                upper = [j if not j & distance else TURN + j - distance for j in range(TURN)]
-                lower = [j + distance if not j & distance else TURN + j for j in range(TURN)]
-                for row in range(TURN):
+                upper = [j if not j & distance else side + j - distance for j in range(side)]
+                lower = [j + distance if not j & distance else side + j for j in range(side)]
+                for row in range(side):
                     if not row & distance:
                         pair = rows[row], rows[row + distance]
                         rows[row], rows[row + distance] = (_mixed(builder, *pair, places) for places in (upper, lower))
+                distance *= 2
             for number, row in enumerate(rows):
                 place = builder.inttoptr(
                     builder.add(target, builder.mul(target_stride, _INT(number * BYTES))), row.type.as_pointer()
@@ -218,20 +276,26 @@ def _mixed(builder: Any, first: Any, second: Any, places: Sequence[int]) -> Any:
 
 
 copied, half_copied = _copied(_whole), _copied(_half)
-"""Copy 16 weights: float32, bfloat16."""
+"""Copy the weights of a block's outputs: float32, bfloat16."""
 turned, half_turned = _turned(_whole, BYTES), _turned(_half, BYTES // 2)
 """Transpose 8 x 8 weights: float32, bfloat16."""
+interleaved = _turned(_whole, BYTES, QUARTET)
+"""Transpose 4 x 4 values."""
 
 
 def _float_at(builder: Any, address: Any, offset: Any) -> Any:
     return builder.gep(builder.inttoptr(address, _FLOAT.as_pointer()), [offset])
 
 
+def _vector_at(builder: Any, address: Any, offset: Any) -> Any:
+    return builder.bitcast(_float_at(builder, address, offset), _VECTOR.as_pointer())
+
+
 def _spread(builder: Any, value: Any) -> Any:
     """A vector of the one value."""
     nothing = ir.Constant(_VECTOR, ir.Undefined)
     first = builder.insert_element(nothing, value, _SHORT(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_SHORT, LANES), [0] * LANES))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_SHORT, VECTOR), [0] * VECTOR))
 
 
 def _emit_prefetch(builder: Any, address: Any) -> None:
