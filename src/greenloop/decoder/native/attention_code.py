@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, QUERIES
-from greenloop.decoder.native.parts import INTEGER, REORDERED, add_tiles, floats, integers, soften, turn
+from greenloop.decoder.native.parts import INTEGER, REORDERED, add_tiles, floats, integers, portions, soften, turn
 from greenloop.decoder.native.records import ATTENTION
 from greenloop.decoder.native.tile import BYTES, LINE, TURN, add_atomically, turned
 
@@ -269,10 +269,8 @@ def _own_scratch(one: Any) -> Any:
 @njit
 def _taken(one: Any) -> Any:
     """The segments and KV heads that this thread takes."""
-    item = add_atomically(one.taken, 1)
-    while item < one.segment_count * one.kv_heads:
+    for item in portions(one.taken, one.segment_count * one.kv_heads, 1):
         yield integers(one.segments + item // one.kv_heads * 5 * INTEGER, 5), item % one.kv_heads
-        item = add_atomically(one.taken, 1)
 
 
 @cfunc("void(voidptr)", cache=True)
@@ -297,8 +295,6 @@ def attend_back(argument: Any) -> None:
 def collect(argument: Any) -> None:
     """One thread's part of the gradients of the prompts' keys and values."""
     one = carray(argument, 1, ATTENTION)[0]
-    item = add_atomically(one.taken, 1)
-    while item < one.trunk_count * one.kv_heads:
+    for item in portions(one.taken, one.trunk_count * one.kv_heads, 1):
         trunk = integers(one.trunks + item // one.kv_heads * 4 * INTEGER, 4)
         _collect(one, trunk, item % one.kv_heads)
-        item = add_atomically(one.taken, 1)

@@ -23,6 +23,7 @@ from greenloop.decoder.native.parts import (
     meet,
     open_gate,
     pack,
+    portions,
     scale,
     soften,
     turn,
@@ -75,8 +76,7 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
     """Add the last change to the residual stream, if there is one, and normalise it for a linear layer."""
     width = one.width
     weight = floats(norm, width)
-    first = add_atomically(taken, ROWS)
-    while first < one.rows:
+    for first in portions(taken, one.rows, ROWS):
         rows = min(ROWS, one.rows - first)
         for row in range(first, first + rows):
             hidden = floats(one.hidden.at + row * one.hidden.stride * BYTES, width)
@@ -87,42 +87,35 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
                     hidden[i] += change[i]
             scale(hidden, inverse_norm(hidden, one.eps), weight, normed)
         _pack(one, one.normed, first, rows, linear)
-        first = add_atomically(taken, ROWS)
 
 
 @njit
 def _gather(one: Any, linear: Any, taken: int) -> None:
     """Pack what attention has made of all rows."""
-    first = add_atomically(taken, ROWS)
-    while first < one.rows:
+    for first in portions(taken, one.rows, ROWS):
         _pack(one, one.mixed, first, min(ROWS, one.rows - first), linear)
-        first = add_atomically(taken, ROWS)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
 def _gate(one: Any, linear: Any, taken: int) -> None:
     """silu(gate) * up."""
     inner = one.inner
-    first = add_atomically(taken, ROWS)
-    while first < one.rows:
+    for first in portions(taken, one.rows, ROWS):
         rows = min(ROWS, one.rows - first)
         for row in range(first, first + rows):
             both = floats(one.gate_up.at + row * one.gate_up.stride * BYTES, 2 * inner)
             gated = floats(one.gated.at + row * one.gated.stride * BYTES, inner)
             open_gate(both, gated)
         _pack(one, one.gated, first, rows, linear)
-        first = add_atomically(taken, ROWS)
 
 
 @njit
 def _attend(one: Any, layer: Any, scratch: int, taken: int) -> None:
     """Attention of every row over its prompt and its own strip; the rows of a chunk read their prompt together."""
     chunks = integers(one.chunks, one.chunk_count * 3)
-    item = add_atomically(taken, 1)
-    while item < one.chunk_count * one.kv_heads:
+    for item in portions(taken, one.chunk_count * one.kv_heads, 1):
         chunk, head = item // one.kv_heads, item % one.kv_heads
         _attend_chunk(one, layer, head, chunks[3 * chunk], chunks[3 * chunk + 1], chunks[3 * chunk + 2], scratch)
-        item = add_atomically(taken, 1)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
@@ -251,12 +244,9 @@ def product(argument: Any) -> None:
     """One thread's part of the product that a PRODUCT record describes."""
     one = carray(argument, 1, PRODUCT)[0]
     width = one.width
-    first = add_atomically(one.tiles, ROWS)
-    while first < one.rows:
-        pack(
-            one.x + first * width * BYTES, width, min(ROWS, one.rows - first), width, one.packed + first * width * BYTES
-        )
-        first = add_atomically(one.tiles, ROWS)
+    for first in portions(one.tiles, one.rows, ROWS):
+        offset = first * width * BYTES
+        pack(one.x + offset, width, min(ROWS, one.rows - first), width, one.packed + offset)
     meet(one, call(one.team_size))
     stride = one.blocks * OUTPUTS
     _multiply(one.packed, one.rows, one.weight, one.line, width, one.out, stride, one.blocks, one.taken)

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 LANES = 16
 """Keys or values of a block of attention: one or several vectors on every processor."""
-ROWS, OUTPUTS = (12, 16) if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else (4, 24)
-"""Rows, and outputs of a weight, whose sums are in registers together: in 12 of AVX2's 16 vectors, of AVX-512's 32."""
+TILE = 12 if _WIDE else 6
+"""Rows of attention whose sums over a block are in registers together: in 12 of AVX2's 16 vectors, of AVX-512's 32."""
+ROWS, OUTPUTS = (12, 16) if _WIDE else (4, 24)
+"""The same for packed rows, and outputs of a weight's block."""
 PANEL = 1024
 """Inputs of a block that are multiplied together: at most 96 KiB, which stay in a processor's second cache."""
 QUERIES = 32

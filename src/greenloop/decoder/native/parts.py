@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from greenloop.decoder.native.layout import ROWS
+from greenloop.decoder.native.layout import ROWS, TILE
 from greenloop.decoder.native.tile import (
     BYTES,
     QUARTET,
-    TILE,
     WEIGHTS,
     add_atomically,
     call,
@@ -44,6 +43,19 @@ def floats(address: int, count: int) -> Any:
 def integers(address: int, count: int) -> Any:
     """The int64 values at an address."""
     return carray(pointer(address), count, np.int64)
+
+
+@njit
+def portions(taken: int, count: int, size: int) -> Any:
+    """Where the portions begin that this thread takes of `count` things, from a count that all threads share.
+
+    What is done with a portion cannot be handed to this loop instead: Numba does not keep code that is handed
+    functions.
+    """
+    first = add_atomically(taken, size)
+    while first < count:
+        yield first
+        first = add_atomically(taken, size)
 
 
 @njit

@@ -113,7 +113,6 @@ FACTORS = np.dtype(
         ("output", "i8"),  # values from an output's weight to the next output's
         ("input", "i8"),  # values from an input's weight to the next input's
         ("width", "i8"),  # inputs; 0 for nothing
-        ("first", "i8"),  # whether its product is the first of a sum
         ("packed", "i8"),  # space for x in tiles
     ]
 )

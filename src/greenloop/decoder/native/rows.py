@@ -73,7 +73,7 @@ def _add_products(x: Tensor, fields: dict[str, Any]) -> None:
     for name, taken in (("whole", whole), ("low", low)):
         fields[name] = {**fields.get(name, {}), "taken": taken}
     for name in ("first", "down"):
-        fields[name] = {"x": place(x), **fields.get(name, {}), "first": 1, "packed": space.data_ptr()}
+        fields[name] = {"x": place(x), **fields.get(name, {}), "packed": space.data_ptr()}
     one = record(
         SUM,
         {

@@ -19,6 +19,7 @@ from greenloop.decoder.native.parts import (
     meet,
     open_gate,
     pack,
+    portions,
     scale,
 )
 from greenloop.decoder.native.records import SUM, SWEEP
@@ -87,17 +88,17 @@ def _place(one: Any, factors: Any, row: int, begin: int) -> int:
 def _pack(one: Any, factors: Any, taken: int) -> None:
     """Pack this thread's share of the rows of x."""
     x = factors.x
-    first = add_atomically(taken, TILES * ROWS)
-    while first < one.rows:
+    for first in portions(taken, one.rows, TILES * ROWS):
         for row in range(first, min(first + TILES * ROWS, one.rows), ROWS):
             for begin in range(0, factors.width, PANEL):
                 at, width = x.at + (row * x.stride + begin) * BYTES, min(PANEL, factors.width - begin)
                 pack(at, x.stride, min(ROWS, one.rows - row), width, _place(one, factors, row, begin))
-        first = add_atomically(taken, TILES * ROWS)
 
 
 @njit
-def _add(one: Any, target: Any, factors: Any, begin: int, block: int, row: int, rows: int, panel: int) -> None:
+def _add(
+    one: Any, target: Any, factors: Any, begin: int, block: int, row: int, rows: int, panel: int, begun: bool
+) -> None:
     """Add a panel's part of a product to a block of outputs of some rows.
 
     Args:
@@ -109,13 +110,13 @@ def _add(one: Any, target: Any, factors: Any, begin: int, block: int, row: int, 
         row: the first one.
         rows: their count.
         panel: space for the weights.
+        begun: whether parts have been added before.
     """
     lanes, width = min(OUTPUTS, target.outputs - block * OUTPUTS), min(PANEL, factors.width - begin)
     _lay_out(factors, block, lanes, begin, width, panel)
     out, out_stride = target.out.at + (row * target.out.stride + block * OUTPUTS) * BYTES, target.out.stride
     start, start_stride = out, out_stride
-    if begin == 0 and factors.first:
-        # Nothing has been written yet.
+    if not begun:
         start, start_stride = 0, target.start.stride
         if target.start.at:
             start = target.start.at + (row * start_stride + block * OUTPUTS) * BYTES
@@ -138,9 +139,9 @@ def _multiply(one: Any, target: Any, first: Any, second: Any, panel: int, meetin
         while item < items:
             block, row = item // shares, item % shares * target.share
             rows = min(target.share, one.rows - row)
-            _add(one, target, first, begin, block, row, rows, panel)
+            _add(one, target, first, begin, block, row, rows, panel, begin > 0)
             if second is not None and begin + PANEL >= first.width and second.width:
-                _add(one, target, second, 0, block, row, rows, panel)
+                _add(one, target, second, 0, block, row, rows, panel, True)
             item = add_atomically(target.taken, 1) - before
         meetings = meet(one, meetings + team)
     return meetings
@@ -259,16 +260,10 @@ def _judge(one: Any, number: int) -> None:
 
 @njit
 def _taken(one: Any) -> Any:
-    """The rows that this thread takes of a SWEEP record.
-
-    What is done with a row cannot be handed to a common loop instead: Numba does not keep code that is handed
-    functions.
-    """
-    first = add_atomically(one.taken, GROUP)
-    while first < one.rows:
+    """The rows that this thread takes of a SWEEP record."""
+    for first in portions(one.taken, one.rows, GROUP):
         for offset in range(min(GROUP, one.rows - first)):
             yield first + offset
-        first = add_atomically(one.taken, GROUP)
 
 
 @cfunc("void(voidptr)", cache=True)

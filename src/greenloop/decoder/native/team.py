@@ -46,8 +46,8 @@ def _kept_code() -> Path:
     Numba knows a function by the file that it stands in; this code is put together from several.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    sizes = f"{ROWS} {OUTPUTS}".encode()
-    digest = hashlib.sha256(sizes.join(source.read_bytes() for source in sources)).hexdigest()
+    parts = [*(source.read_bytes() for source in sources), f"{ROWS} {OUTPUTS}".encode()]
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
     folder = cache_dir() / "native" / digest[:16]
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,17 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, ROWS
+from greenloop.decoder.native.layout import LANES, OUTPUTS, ROWS, TILE
 
-TILE = 12 if llvm.get_host_cpu_features().get("avx512f") else 6
-"""Rows whose sums are in registers together: 6 x 16 float32 are 12 of the 16 vectors of AVX2."""
 BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
 """Bytes of one input's 16 values in a block of attention, in float32."""
@@ -74,7 +71,7 @@ def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool
             width: inputs, at least 1.
             out: address of the first row's outputs, float32; what was there is lost, unless `start` is there.
             out_stride: values from a row's outputs to the next row's.
-            ahead: address of what will be needed next; it is fetched meanwhile.
+            ahead: address of what will be needed next; a tile that fetches fetches it meanwhile.
             ahead_step: bytes of it an input; 0 fetches one line.
             start: address of the first row's values to which its products are added; 0 for none.
             start_stride: values from a row's to the next row's.
