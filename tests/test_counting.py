@@ -22,7 +22,9 @@ def test_flops_are_those_that_torch_counts(tiny_model, monkeypatch, update: bool
     # Torch cannot count what native code does.
     train_through_torch(monkeypatch)
     policy = Policy(with_adapter(tiny_model), 1.0)
-    packs = [pack(tuple(range(PROMPT)), [tuple(range(NEW_TOKENS))] * SAMPLES, range(SAMPLES))]
+    # They have no beginning in common.
+    completions = [tuple(range(k, k + NEW_TOKENS)) for k in range(SAMPLES)]
+    packs = [pack(tuple(range(PROMPT)), completions, range(SAMPLES))]
     inputs, scored = PROMPT + SAMPLES * (NEW_TOKENS - 1), SAMPLES * NEW_TOKENS
     # Torch counts dense products: every query sees every key of its part.
     dense = PROMPT * PROMPT + SAMPLES * (NEW_TOKENS - 1) * (PROMPT + NEW_TOKENS - 1)

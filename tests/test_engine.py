@@ -12,7 +12,7 @@ from greenloop.engine.cache import KVCache
 from greenloop.engine.fallback import TransformersEngine
 from greenloop.engine.generate import CACHE_BYTES, MOST_ROWS, Engine, affordable_rows
 from greenloop.engine.request import Request, Sampling
-from greenloop.engine.steps import FreeSteps
+from greenloop.engine.steps import FreeSteps, NativeSteps
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
@@ -142,6 +142,50 @@ def test_steps_in_fixed_shapes_draw_the_same_tokens(tiny_model):
     assert caches[0] is caches[1]
     assert caches[2].sizes["rows"] > caches[1].sizes["rows"]
     assert len({len(completion.token_ids) for completion in found.values()}) > 3
+
+
+def rows_of_steps(monkeypatch) -> list[int]:
+    """Grows by the rows of each decode step that is not in fixed shapes."""
+    rows: list[int] = []
+    for steps in (FreeSteps, NativeSteps):
+        drawn = steps.drawn
+
+        def counted(self, flying, draws, drawn=drawn):
+            rows.append(len(flying.tokens))
+            return drawn(self, flying, draws)
+
+        monkeypatch.setattr(steps, "drawn", counted)
+    return rows
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_completions_are_one_row_until_they_differ(tiny_model, monkeypatch, rows: int):
+    model = with_adapter(tiny_model)
+    stopper = Stopper(ByteText(), ENDS)
+    # Of two tokens, so that some draws agree and some do not.
+    narrow = replace(WARM, top_k=2)
+    expected = completions(Engine(Decoder(model), stopper, rows=rows, fixed=True), requests(), narrow)
+    computed = rows_of_steps(monkeypatch)
+    found = completions(Engine(Decoder(model), stopper, rows=rows), requests(), narrow)
+    assert tokens(found) == tokens(expected)
+    for key, completion in expected.items():
+        assert found[key].logprobs == pytest.approx(completion.logprobs, abs=1e-4)
+    assert max(computed) <= rows
+    if rows == 20:
+        # All are in flight from the start. A completion's last token needs no step.
+        beginnings = [
+            (group, one.token_ids[:end]) for (group, _), one in found.items() for end in range(1, len(one.token_ids))
+        ]
+        assert sum(computed) == len(set(beginnings)) < len(beginnings)
+
+
+def test_equal_completions_take_one_row(tiny_model, monkeypatch):
+    computed = rows_of_steps(monkeypatch)
+    engine = Engine(Decoder(tiny_model), Stopper(ByteText(), frozenset()))
+    found = completions(engine, [replace(requests(5)[1], greedy=True), replace(requests(1)[1], greedy=True)])
+    assert len(found) == 6
+    assert len(set(tokens(found).values())) == 1
+    assert set(computed) == {1}
 
 
 def test_a_cache_does_not_grow_beyond_the_memory(tiny_model):

@@ -24,7 +24,7 @@ from greenloop.engine.stopping import Stopper
 if not team_module.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
 
-Groups = list[tuple[int, list[int]]]
+Trees = list[list[tuple[int, int]]]
 
 PROMPTS = [list(range(3, 36)), list(range(40, 47)), list(range(60, 76))]
 
@@ -94,7 +94,7 @@ def pairs_of_logits(model: torch.nn.Module, steps: int = 18) -> list[tuple[torch
             if number in (3, 9):
                 # The last row takes the place of row 1, as it does when a completion ends.
                 for cache in (plain, blocked):
-                    cache.move_row(len(own) - 1, 1, lengths[slots[-1]], own[-1])
+                    cache.copy_row(len(own) - 1, 1, lengths[slots[-1]], own[-1])
                 slots[1], own[1] = slots.pop(), own.pop()
             if number == 12:
                 for cache in (plain, blocked):
@@ -242,20 +242,21 @@ def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
 
 
-def attended(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, groups: Groups) -> torch.Tensor:
+def attended(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads, trees: Trees) -> torch.Tensor:
     """Attention over all N tokens at once, with one mask that says who sees whom."""
     split = [heads.query, heads.kv, heads.kv]
     query, key, value = qkv.unflatten(1, (-1, heads.width)).split(split, dim=1)
     query, key = turned(query, cos, sin) * heads.scale, turned(key, cos, sin)
     sees = torch.zeros(len(qkv), len(qkv), dtype=torch.bool)
     token = 0
-    for prompt, completions in groups:
-        first = token
-        for tokens in (prompt, *completions):
+    for tree in trees:
+        last: list[int] = []
+        for number, (tokens, parent) in enumerate(tree):
+            if number:
+                sees[token : token + tokens] = sees[last[parent]]
             sees[token : token + tokens, token : token + tokens] = torch.ones(tokens, tokens).tril().bool()
-            if token > first:
-                sees[token : token + tokens, first : first + prompt] = True
             token += tokens
+            last.append(token - 1)
     times = heads.query // heads.kv
     key, value = (x.repeat_interleave(times, dim=1) for x in (key, value))
     scores = torch.einsum("nhd,mhd->hnm", query, key).masked_fill(~sees, float("-inf"))
@@ -264,25 +265,26 @@ def attended(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Hea
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
-    ("shape", "groups"),
+    ("shape", "trees"),
     [
-        ((9, 3, 64), [(40, [35, 0, 70, 1]), (7, [3])]),
-        ((4, 4, 16), [(1, [1, 2])]),
-        ((2, 1, 32), [(5, []), (130, [40])]),
-        ((14, 2, 64), [(33, [64, 65])]),
+        ((9, 3, 64), [[(40, 0), (35, 0), (70, 0), (1, 0)], [(7, 0), (3, 0)]]),
+        ((4, 4, 16), [[(1, 0), (1, 0), (2, 0)]]),
+        ((2, 1, 32), [[(5, 0)], [(130, 0), (40, 0)]]),
+        ((14, 2, 64), [[(33, 0), (64, 0), (65, 0)]]),
+        ((9, 3, 64), [[(21, 0), (40, 0), (3, 0), (17, 1), (1, 1), (50, 3), (2, 3), (30, 2)], [(4, 0), (9, 0), (9, 1)]]),
     ],
 )
-def test_attention_and_its_gradient_are_what_autograd_says(shape, groups, threads: int):
+def test_attention_and_its_gradient_are_what_autograd_says(shape, trees, threads: int):
     heads = Heads(*shape, scale=0.3)
-    tokens = sum(prompt + sum(completions) for prompt, completions in groups)
+    tokens = sum(tokens for tree in trees for tokens, _ in tree)
     generator = torch.Generator().manual_seed(tokens)
     qkv = torch.randn(tokens, (heads.query + 2 * heads.kv) * heads.width, generator=generator)
     angle = 6 * torch.rand(tokens, 1, heads.width // 2, generator=generator)
     outer = torch.randn(tokens, heads.query * heads.width, generator=generator)
     known = exact(qkv)
-    expected = attended(known, angle.double().cos(), angle.double().sin(), heads, groups)
+    expected = attended(known, angle.double().cos(), angle.double().sin(), heads, trees)
     expected.backward(outer.double())
-    where = (angle.cos(), angle.sin(), heads, Segments.of(groups))
+    where = (angle.cos(), angle.sin(), heads, Segments.of(trees))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

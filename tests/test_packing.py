@@ -104,10 +104,37 @@ def test_a_pack_is_cut_between_completions_and_keeps_every_one():
     assert all(one.token_ids.shape == one.positions.shape for one in packs)
 
 
-def test_a_pack_counts_no_input_for_a_last_token():
+def test_what_completions_have_in_common_is_packed_once_and_no_last_token_at_all():
     one = pack(PROMPT, COMPLETIONS, [0, 1, 2, 3])
-    assert len(one.token_ids) == len(PROMPT) + 4 + 0 + 1 + 7
-    assert one.labels.tolist() == [token for completion in COMPLETIONS for token in completion]
+    # The fourth completion begins with the first two tokens of the first.
+    assert len(one.token_ids) == len(PROMPT) + 4 + 0 + 1 + (7 - 2)
+    assert [tuple(segment) for segment in one.segments] == [(17, 0), (2, 0), (1, 0), (2, 1), (5, 1)]
+    assert one.labels[one.edges].tolist() == [token for completion in COMPLETIONS for token in completion]
+    assert len(one.labels) == sum(map(len, COMPLETIONS)) - 2
+
+
+@pytest.mark.parametrize(
+    "completions",
+    [
+        ((5, 6, 7), (5, 6, 7), (5, 6, 7)),
+        ((5, 6, 7, 8), (5,), (5, 6), (5, 6, 7, 9)),
+        ((5, 6, 7, 8), (5, 6, 7, 9, 1), (5, 4, 7, 8), (5, 4, 3), (9, 6, 7, 8)),
+        ((5,), (5,), (6,)),
+    ],
+    ids=["the same", "one in the other", "three levels", "no inputs"],
+)
+def test_a_tree_is_the_same_computation_as_its_padded_rows(tiny_model, completions: tuple[tuple[int, ...], ...]):
+    model = with_adapter(tiny_model)
+    policy = Policy(model, TEMPERATURE)
+    weights = torch.linspace(-1, 2, len(completions))
+    expected = [padded_logprobs(model, PROMPT, completion) for completion in completions]
+    expected_gradients = gradients(model, sum(w * e.sum() for w, e in zip(weights, expected, strict=True)))
+    one = pack(PROMPT, completions, range(len(completions)))
+    scored = policy.logprobs([one])[0].logprobs
+    torch.testing.assert_close(scored, torch.cat(expected), atol=2e-5, rtol=1e-5)
+    for name, gradient in gradients(model, (weights[one.owner] * scored).sum()).items():
+        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert error < 1e-4, name
 
 
 def test_a_confident_tokens_slope_keeps_its_digits_in_bfloat16():

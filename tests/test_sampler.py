@@ -17,7 +17,7 @@ def test_inverse_cdf_is_the_cumulative_sum_rule():
     uniform = torch.rand(64, generator=generator, dtype=torch.float64)
     cumulative = weights.cumsum(dim=1)
     expected = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(dim=1)
-    assert inverse_cdf(weights, uniform).tolist() == expected.tolist()
+    assert inverse_cdf(weights, uniform, torch.arange(64)).tolist() == expected.tolist()
 
 
 @settings(deadline=None, max_examples=60)
@@ -25,7 +25,7 @@ def test_inverse_cdf_is_the_cumulative_sum_rule():
 def test_a_token_of_weight_zero_is_never_drawn(weights: list[float], uniform: float):
     if not any(weights):
         return
-    index = int(inverse_cdf(torch.tensor([weights]), torch.tensor([uniform], dtype=torch.float64)))
+    index = int(inverse_cdf(torch.tensor([weights]), torch.tensor([uniform], dtype=torch.float64), torch.tensor([0])))
     assert weights[index] > 0
 
 
@@ -33,7 +33,10 @@ def test_frequencies_are_the_softmax_at_the_temperature():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     count = 20_000
     drawn = draw(
-        logits.expand(count, -1), torch.from_numpy(uniforms(5, count)), Sampling(temperature=0.5, max_new_tokens=1)
+        logits[None],
+        torch.from_numpy(uniforms(5, count)),
+        Sampling(temperature=0.5, max_new_tokens=1),
+        torch.zeros(count, dtype=torch.int64),
     )
     expected = (logits / 0.5).softmax(dim=0)
     frequencies = torch.bincount(drawn.tokens, minlength=4) / count

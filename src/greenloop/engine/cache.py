@@ -1,7 +1,8 @@
 """Keys and values of the rows in flight: one copy a prompt, one strip a completion.
 
-A row is one completion being decoded; a slot is one prompt that has rows in flight. Active rows and slots are always
-the first ones (the last moves into a gap), so every product reads a plain slice. Knows no tokens and no sampling.
+A row is a completion being decoded, or several that are the same so far; a slot is one prompt that has rows in flight.
+Active rows and slots are always the first ones (the last moves into a gap), so every product reads a plain slice. Knows
+no tokens and no sampling.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class KVCache:
         self.prompt_k[:, target] = self.prompt_k[:, source]
         self.prompt_v[:, target] = self.prompt_v[:, source]
 
-    def move_row(self, source: int, target: int, prompt: int, own: int) -> None:
+    def copy_row(self, source: int, target: int, prompt: int, own: int) -> None:
         """Put the keys and values of a row, with so many tokens of its own behind its prompt, into another row."""
         length = prompt + own if self.whole else own
         self.own_k[:, target, :, :length] = self.own_k[:, source, :, :length]
@@ -102,7 +103,7 @@ class BlockedCache:
         self.prompt_k[:, target] = self.prompt_k[:, source]
         self.prompt_v[:, target] = self.prompt_v[:, source]
 
-    def move_row(self, source: int, target: int, prompt: int, own: int) -> None:
+    def copy_row(self, source: int, target: int, prompt: int, own: int) -> None:
         """Put the keys and values of a row, with so many tokens of its own, into another row."""
         blocks = -(-own // LANES)
         self.own_k[:, target, :, :blocks] = self.own_k[:, source, :, :blocks]

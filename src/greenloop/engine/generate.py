@@ -1,8 +1,9 @@
 """Prompts to completions: continuous batching over the fused decoder.
 
 In: requests (a prompt, K, a seed). Out: completions in the order in which they end, each with the log-prob of every
-token. A prompt is computed once, however many requests have it; a row retires when it stops and the next sample takes
-its place. Knows no task, no reward and no adapter files. `refresh` after an optimiser step keeps rollouts on-policy.
+token. A prompt is computed once, however many requests have it, and so are the tokens with which its completions begin
+alike; a row retires when its completions stop, and the next samples take their place. Knows no task, no reward and no
+adapter files. `refresh` after an optimiser step keeps rollouts on-policy.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from greenloop.decoder import Decoder
 from greenloop.engine.cache import BlockedCache, KVCache
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.sampler import Drawn, draw_each, uniforms
-from greenloop.engine.steps import FixedSteps, FreeSteps, InFlight, NativeSteps, Steps
+from greenloop.engine.steps import Draws, FixedSteps, FreeSteps, InFlight, NativeSteps, Steps
 from greenloop.engine.stopping import Stopper
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Finish
@@ -33,15 +34,27 @@ CUDA_MOST_ROWS = 512
 
 
 @dataclass(slots=True)
-class _Row:
+class _Sample:
     """A completion being decoded."""
 
     group: int
     sample: int
-    slot: int
     uniform: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Row:
+    """Completions that are the same so far."""
+
+    slot: int
+    samples: list[_Sample]
+
+    @property
+    def tokens(self) -> list[int]:
+        """So far."""
+        return self.samples[0].tokens
 
 
 @dataclass(slots=True)
@@ -165,7 +178,7 @@ def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
 
 
 class _Batch:
-    """The rows in flight of one call of `generate`."""
+    """The rows in flight of one call of `generate`, which have `capacity` samples at most."""
 
     def __init__(
         self,
@@ -195,18 +208,24 @@ class _Batch:
                 yield from self._advance(range(len(self.active)), self._decoded())
 
     def _admit(self) -> Iterator[Completion]:
-        """Fill free rows with waiting samples; their first token comes from the prompt's logits."""
-        while self.waiting and len(self.active) < self.capacity:
+        """Fill what is free with waiting samples; their first token comes from the prompt's logits."""
+        while self.waiting and (free := self.capacity - sum(len(row.samples) for row in self.active)):
             before = len(self.active)
-            free = min(self.capacity - before, len(self.waiting))
+            free = min(free, len(self.waiting))
             admitted = [self.waiting.popleft() for _ in range(free)]
             slots = self._slots_of([self.requests[group].token_ids for group, _ in admitted])
             for (group, sample), slot in zip(admitted, slots, strict=True):
                 seed = seed_for(self.requests[group].seed, sample)
-                self.active.append(_Row(group, sample, slot, uniforms(seed, self.sampling.max_new_tokens)))
-            self.cache.begin_rows(before, slots)
-            logits = torch.stack([self.slots[slot].logits for slot in slots])
-            drawn = draw_each(logits, *self._draws(self.active[before:]))
+                one = _Sample(group, sample, uniforms(seed, self.sampling.max_new_tokens))
+                if self.steps.shares and self.active[before:] and self.active[-1].slot == slot:
+                    self.active[-1].samples.append(one)
+                else:
+                    self.active.append(_Row(slot, [one]))
+            fresh = self.active[before:]
+            self.cache.begin_rows(before, [row.slot for row in fresh])
+            logits = torch.stack([self.slots[row.slot].logits for row in fresh])
+            draws = self._draws(fresh)
+            drawn = draw_each(logits, draws.uniform, draws.ways, draws.rows)
             yield from self._advance(range(before, len(self.active)), drawn)
 
     def _slots_of(self, prompts: Sequence[tuple[int, ...]]) -> list[int]:
@@ -236,49 +255,75 @@ class _Batch:
         self.slots.extend(map(_Slot, prompts, logits))
 
     def _decoded(self) -> Drawn:
-        """The next token of every active row."""
+        """The next token of every sample in flight."""
         rows = InFlight(
             tokens=[row.tokens[-1] for row in self.active],
             own=[len(row.tokens) - 1 for row in self.active],
             slots=[row.slot for row in self.active],
             prompts=[len(slot.token_ids) for slot in self.slots],
         )
-        return self.steps.drawn(rows, *self._draws(self.active))
+        return self.steps.drawn(rows, self._draws(self.active))
 
-    def _draws(self, rows: Sequence[_Row]) -> tuple[list[float], list[Sampling]]:
-        """The number and the way with which each row's next token is drawn."""
-        return [float(row.uniform[len(row.tokens)]) for row in rows], [self.ways[row.group] for row in rows]
+    def _draws(self, rows: Sequence[_Row]) -> Draws:
+        """How the next token of every sample of these rows is drawn."""
+        samples = [(number, one) for number, row in enumerate(rows) for one in row.samples]
+        return Draws(
+            uniform=[float(one.uniform[len(one.tokens)]) for _, one in samples],
+            ways=[self.ways[one.group] for _, one in samples],
+            rows=[number for number, _ in samples],
+        )
 
     def _advance(self, rows: range, drawn: Drawn) -> Iterator[Completion]:
-        """Give each of `rows` its token; retire and yield those that end."""
-        ended: list[tuple[int, Finish]] = []
-        for row, token, logprob in zip(rows, drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True):
-            state = self.active[row]
-            state.tokens.append(token)
-            state.logprobs.append(logprob)
-            finish = self.stopper.finish(state.tokens, self.requests[state.group], self.sampling.max_new_tokens)
-            if finish is not None:
-                ended.append((row, finish))
-        for row, finish in reversed(ended):
-            yield self._retire(row, finish)
+        """Give each sample of `rows` its token; part those that differ from now on, yield those that end."""
+        pairs = iter(zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True))
+        ended: list[tuple[_Sample, Finish]] = []
+        for number in rows:
+            row = self.active[number]
+            branches: dict[int, list[_Sample]] = {}
+            for one in row.samples:
+                token, logprob = next(pairs)
+                one.tokens.append(token)
+                one.logprobs.append(logprob)
+                finish = self.stopper.finish(one.tokens, self.requests[one.group], self.sampling.max_new_tokens)
+                if finish is None:
+                    branches.setdefault(token, []).append(one)
+                else:
+                    ended.append((one, finish))
+            row.samples, *others = branches.values() or ([],)
+            for samples in others:
+                self.active.append(_Row(row.slot, samples))
+                self._copy(number, len(self.active) - 1)
+        for number in reversed(rows):
+            if not self.active[number].samples:
+                self._retire(number)
+        for one, finish in ended:
+            yield self._ended(one, finish)
 
-    def _retire(self, index: int, finish: Finish) -> Completion:
-        """Take a row out; the last one moves into its place."""
-        row, last = self.active[index], self.active.pop()
-        if row is not last:
+    def _copy(self, source: int, target: int) -> None:
+        """Bring keys and values into the place of a row that is entered there already."""
+        row = self.active[target]
+        self.cache.copy_row(source, target, len(self.slots[row.slot].token_ids), len(row.tokens))
+
+    def _retire(self, index: int) -> None:
+        """Take a row without samples out; the last one moves into its place."""
+        last = self.active.pop()
+        if index < len(self.active):
             self.active[index] = last
-            self.cache.move_row(len(self.active), index, len(self.slots[last.slot].token_ids), len(last.tokens))
-        request = self.requests[row.group]
+            self._copy(len(self.active), index)
+
+    def _ended(self, one: _Sample, finish: Finish) -> Completion:
+        """A sample's completion; its prompt's slot is free after the last."""
+        request = self.requests[one.group]
         self.unfinished[request.token_ids] -= 1
         if not self.unfinished[request.token_ids]:
-            self._free(row.slot)
+            self._free([slot.token_ids for slot in self.slots].index(request.token_ids))
         return Completion(
-            group=row.group,
-            sample=row.sample,
-            token_ids=tuple(row.tokens),
-            logprobs=tuple(row.logprobs),
+            group=one.group,
+            sample=one.sample,
+            token_ids=tuple(one.tokens),
+            logprobs=tuple(one.logprobs),
             finish=finish,
-            text=self.stopper.text(row.tokens, request.stop),
+            text=self.stopper.text(one.tokens, request.stop),
         )
 
     def _free(self, index: int) -> None:

@@ -24,9 +24,9 @@ class Drawn:
     """One decode step's tokens."""
 
     tokens: Tensor
-    """[B] int64."""
+    """[n] int64."""
     logprobs: Tensor
-    """[B] float32, nats."""
+    """[n] float32, nats."""
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
@@ -34,61 +34,64 @@ def uniforms(seed: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Drawn:
-    """Sample one token a row.
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling, rows: Tensor | None = None) -> Drawn:
+    """Sample tokens.
 
     Args:
         logits: [B, V] any float type.
-        uniform: [B] float in [0, 1), ignored when greedy.
+        uniform: [n] float in [0, 1), ignored when greedy.
         sampling: temperature and truncation.
+        rows: [n] int64, the row that each is drawn from; None draws one from each row.
     """
     scores = logits.float()
+    rows = torch.arange(len(scores), device=scores.device) if rows is None else rows
     if sampling.greedy:
         tokens = scores.argmax(dim=-1)
         logprobs = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(dim=-1)
-        return Drawn(tokens, logprobs)
+        return Drawn(tokens[rows], logprobs[rows])
     weights = (scores.div_(sampling.temperature) if scores is not logits else scores / sampling.temperature).softmax(-1)
-    tokens = inverse_cdf(truncate(weights, sampling) if sampling.truncates else weights, uniform)
-    return Drawn(tokens, weights.gather(1, tokens[:, None]).squeeze(1).log())
+    tokens = inverse_cdf(truncate(weights, sampling) if sampling.truncates else weights, uniform, rows)
+    return Drawn(tokens, weights[rows, tokens].log())
 
 
-def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
-    """`draw` with a way of its own for each row; the result is on the CPU.
+def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling], rows: Sequence[int]) -> Drawn:
+    """`draw` with a way of its own for each token; the result is on the CPU.
 
     Args:
         logits: [B, V] on any device.
-        uniform: [B] in [0, 1).
-        ways: [B].
+        uniform: [n] in [0, 1).
+        ways: [n].
+        rows: [n].
     """
-    numbers = torch.tensor(uniform, dtype=torch.float64)
+    numbers, sources = torch.tensor(uniform, dtype=torch.float64), torch.tensor(rows)
     tokens, logprobs = torch.empty(len(ways), dtype=torch.int64), torch.empty(len(ways))
     for way in set(ways):
         index = torch.tensor([at for at, one in enumerate(ways) if one == way])
-        chosen = logits if len(index) == len(ways) else logits[index.to(logits.device)]
-        drawn = draw(chosen, numbers[index].to(logits.device), way)
+        needed, source = sources[index].unique(return_inverse=True)
+        chosen = logits if len(needed) == len(logits) else logits[needed.to(logits.device)]
+        drawn = draw(chosen, numbers[index].to(logits.device), way, source.to(logits.device))
         tokens[index], logprobs[index] = drawn.tokens.cpu(), drawn.logprobs.cpu()
     return Drawn(tokens, logprobs)
 
 
-def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Index whose slice of the cumulative weight holds `uniform`: [B, V] and [B] to [B] int64.
+def inverse_cdf(weights: Tensor, uniform: Tensor, rows: Tensor) -> Tensor:
+    """Index whose slice of the cumulative weight of a row holds `uniform`: [B, V], [n] and [n] to [n] int64.
 
     Two levels (blocks, then inside one block) replace a cumulative sum over the whole vocabulary. Never returns an
     index of weight 0.
 
-    >>> inverse_cdf(torch.tensor([[1.0, 0.0, 3.0]]).repeat(3, 1), torch.tensor([0.2, 0.25, 0.99])).tolist()
+    >>> inverse_cdf(torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([0.2, 0.25, 0.99]), torch.tensor([0, 0, 0])).tolist()
     [0, 2, 2]
     """
-    rows, vocabulary = weights.shape
-    padding = -vocabulary % _BLOCK
+    padding = -weights.shape[1] % _BLOCK
     if padding:
         weights = torch.nn.functional.pad(weights, (0, padding))
-    blocks = weights.view(rows, -1, _BLOCK)
-    edges = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    blocks = weights.view(len(weights), -1, _BLOCK)
+    edges = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)[rows]
     target = uniform.to(edges.dtype)[:, None] * edges[:, -1:]
     block = _first_above(edges, target)
     before = torch.where(block > 0, edges.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).to(edges.dtype).cumsum(dim=-1)
+    inside = blocks[rows, block.squeeze(1)].to(edges.dtype).cumsum(dim=-1)
     # Rounding may put the target a hair above the block's own sum: scale into it.
     local = torch.minimum(target - before, inside[:, -1:] * (1 - 1e-12))
     return (block * _BLOCK + _first_above(inside, local)).squeeze(1)

@@ -48,6 +48,18 @@ class InFlight:
     """[slots in use] tokens of each prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The tokens to be drawn after a step."""
+
+    uniform: Sequence[float]
+    """[n] in [0, 1)."""
+    ways: Sequence[Sampling]
+    """[n]."""
+    rows: Sequence[int]
+    """[n] the row that each follows, in order."""
+
+
 class Steps(Protocol):
     """Computes decode steps over a cache."""
 
@@ -64,8 +76,13 @@ class Steps(Protocol):
         """The attention of prompts that stand one after another, for the slots from `first_slot` on."""
         ...
 
-    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
-        """The next token of every active row; `uniform` and `ways` as for `draw_each`."""
+    @property
+    def shares(self) -> bool:
+        """Whether completions that are the same so far are computed as one row."""
+        ...
+
+    def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
+        """The tokens that follow the active rows."""
         ...
 
 
@@ -73,6 +90,7 @@ class FreeSteps:
     """Each step in its own shapes."""
 
     prefill_tokens = 2048
+    shares = True
 
     def __init__(self, decoder: Decoder, cache: KVCache | BlockedCache) -> None:
         self.decoder, self.cache = decoder, cache
@@ -85,7 +103,7 @@ class FreeSteps:
         """See `Steps`."""
         return PromptAttention(self.cache, first_slot, lengths)
 
-    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+    def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
         own, slots, prompts, tokens = (
             torch.tensor(values, device=self.decoder.device)
@@ -94,7 +112,7 @@ class FreeSteps:
         assert isinstance(self.cache, KVCache)
         attend = RowAttention(self.cache, slots, prompts, own)
         logits = self.decoder.logits(self.decoder.forward(tokens, prompts[slots] + own, attend))
-        return draw_each(logits, uniform, ways)
+        return draw_each(logits, draws.uniform, draws.ways, draws.rows)
 
 
 class NativeSteps(FreeSteps):
@@ -104,9 +122,10 @@ class NativeSteps(FreeSteps):
         super().__init__(decoder, cache)
         self._step = Step(decoder, cache)
 
-    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+    def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
-        return draw_each(self._step.logits(rows.tokens, rows.own, rows.slots, rows.prompts), uniform, ways)
+        logits = self._step.logits(rows.tokens, rows.own, rows.slots, rows.prompts)
+        return draw_each(logits, draws.uniform, draws.ways, draws.rows)
 
 
 class FixedSteps:
@@ -117,6 +136,8 @@ class FixedSteps:
     """
 
     prefill_tokens = 16384
+    shares = False
+    """A step takes as long with a row less."""
 
     def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
         """Over a new cache of at least these sizes."""
@@ -142,13 +163,13 @@ class FixedSteps:
         """See `Steps`."""
         return PaddedPromptAttention(self.cache, first_slot, lengths)
 
-    def drawn(self, rows: InFlight, uniform: Sequence[float], ways: Sequence[Sampling]) -> Drawn:
+    def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`. If all rows have the same way, the draw is in the graph too."""
-        count, width = len(ways), self._placed(rows)
+        ways, count, width = draws.ways, len(rows.tokens), self._placed(rows)
         if len(set(ways)) > 1:
             logits = self._computed(partial(self._logits, width), (width, None))
-            return draw_each(logits[:count], uniform, ways)
-        self.uniform[:count] = torch.tensor(uniform, dtype=torch.float64)
+            return draw_each(logits[:count], draws.uniform, ways, draws.rows)
+        self.uniform[:count] = torch.tensor(draws.uniform, dtype=torch.float64)
         # What a draw does not read must not make another graph.
         way = Sampling(temperature=0.0) if ways[0].greedy else replace(ways[0], max_new_tokens=1)
         tokens, logprobs = self._computed(partial(self._drawn, width, way), (width, way)).cpu()

@@ -16,7 +16,7 @@ from greenloop.decoder.native import LANES, attention, reads
 from greenloop.learn import tree_attention
 from greenloop.learn.operations import norm_gradient
 from greenloop.learn.packing import Pack
-from greenloop.learn.tree_attention import Layout, Tree
+from greenloop.learn.tree_attention import Layout, Part
 
 
 class Attention(Protocol):
@@ -40,7 +40,7 @@ def attention_for(decoder: Decoder, packs: Sequence[Pack], cos: Tensor, sin: Ten
         together: attend to all packs in common products, padded, if PyTorch's operations do it.
     """
     if reads(decoder.head) and decoder.head_width % LANES == 0:
-        segments = attention.Segments.of([(pack.prompt_tokens, pack.inputs) for pack in packs])
+        segments = attention.Segments.of([pack.segments for pack in packs])
         heads = attention.Heads(decoder.heads, decoder.kv_heads, decoder.head_width, decoder.scale)
         return NativeAttention(decoder, heads, segments, cos, sin)
     layout_of = partial(Layout.of, queries=decoder.heads // decoder.kv_heads, like=decoder.head)
@@ -97,7 +97,7 @@ class TreeAttention:
     cos: Tensor
     sin: Tensor
 
-    def forward(self, layer: DecoderLayer, qkv: Tensor) -> tuple[Tensor, tuple[list[Tree], Tensor | None]]:
+    def forward(self, layer: DecoderLayer, qkv: Tensor) -> tuple[Tensor, tuple[list[list[Part]], Tensor | None]]:
         """As `Attention` says."""
         decoder = self.decoder
         heads = decoder.heads_of(layer, qkv, self.cos, self.sin)
@@ -107,19 +107,19 @@ class TreeAttention:
             tree_attention.mix(tree, layout, out)
         return out, (trees, _parted(decoder, qkv)[0] if layer.query_norm is not None else None)
 
-    def backward(self, layer: DecoderLayer, kept: tuple[list[Tree], Tensor | None], gradient: Tensor) -> Tensor:
+    def backward(self, layer: DecoderLayer, kept: tuple[list[list[Part]], Tensor | None], gradient: Tensor) -> Tensor:
         """As `Attention` says."""
         decoder, (trees, projected) = self.decoder, kept
-        query, key, value = (
-            gradient.new_empty(len(gradient), heads, decoder.head_width)
-            for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)
-        )
+        query = gradient.new_empty(len(gradient), decoder.heads, decoder.head_width)
+        # Sums over all that read a token: its shares must not round each other.
+        key = torch.zeros(len(gradient), decoder.kv_heads, decoder.head_width, device=gradient.device)
+        value = torch.zeros_like(key)
         for tree, layout in zip(trees, self.layouts, strict=True):
             tree_attention.gradients(tree, layout, gradient, decoder.scale, (query, key, value))
-        turned = rotate(torch.cat([query, key], dim=1), self.cos, -self.sin)
+        turned = rotate(torch.cat([query, key.to(query.dtype)], dim=1), self.cos, -self.sin)
         if projected is not None:
-            turned = _before_norms(decoder, layer, projected, turned).to(value.dtype)
-        return torch.cat([turned, value], dim=1).flatten(1)
+            turned = _before_norms(decoder, layer, projected, turned).to(query.dtype)
+        return torch.cat([turned, value.to(query.dtype)], dim=1).flatten(1)
 
 
 def _parted(decoder: Decoder, qkv: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,10 @@ class Scored:
     entropy: Tensor
     """[M] float32 nats of the next-token distribution, no gradient."""
 
+    def at(self, index: Tensor) -> Scored:
+        """Of the tokens at [n] `index`, each as often as it stands there."""
+        return Scored(self.logprobs[index], self.entropy[index])
+
     def split(self, sizes: list[int]) -> list[Scored]:
         """In pieces of `sizes` tokens."""
         pieces = zip(self.logprobs.split(sizes), self.entropy.split(sizes), strict=True)

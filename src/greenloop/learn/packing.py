@@ -1,71 +1,126 @@
-"""A group as one sequence: [prompt | y_1 | ... | y_K], so that the prompt is computed once in training too.
+"""A group as one tree of tokens, so that what its completions have in common is computed once in training too.
 
-In: token ids. Out: a `Pack`: what the model reads, which hidden states are scored, and where each completion stands.
-The last token of a completion is only ever a label, so it is not among the inputs. Knows no model.
+The root is the prompt; completions that begin with the same tokens share them. In: token ids. Out: a `Pack`: what the
+model reads, which hidden states are scored for which labels, and which of these each completion has. The last token of
+a completion is only ever a label, so it is not among the inputs. Knows no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Segment(NamedTuple):
+    """Tokens of the tree that follow each other with no branch in between."""
+
+    tokens: int
+    parent: int
+    """Index of the segment that it goes on from; the first one is the prompt, and its own parent."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """A group or a part of it: N packed tokens, M trained tokens, R completions."""
+    """A group or a part of it: N packed tokens, E scored labels, M trained tokens, R completions."""
 
     token_ids: Tensor
-    """[N] int64."""
+    """[N] int64: segment after segment."""
     positions: Tensor
-    """[N] int64: each completion goes on where the prompt ends."""
-    prompt_tokens: int
-    inputs: tuple[int, ...]
-    """[R] how many of the N tokens each completion has, after the prompt and those before it."""
+    """[N] int64: each segment goes on where its parent ends."""
+    segments: tuple[Segment, ...]
+    """Parents before children; a token sees the segments on its way to the root, and its own up to itself."""
     scored: Tensor
-    """[M] int64: index into N of the hidden state that predicts each label."""
+    """[E] int64: index into N of the hidden state that predicts each label."""
     labels: Tensor
-    """[M] int64: the sampled tokens, completion after completion."""
+    """[E] int64."""
+    edges: Tensor
+    """[M] int64: index into E of each sampled token, completion after completion."""
     owner: Tensor
     """[M] int64: 0 .. R-1, whose token it is."""
     completions: tuple[int, ...]
     """The caller's indices of the R completions."""
 
     @property
+    def prompt_tokens(self) -> int:
+        """Of the first segment."""
+        return self.segments[0].tokens
+
+    @property
     def end(self) -> int:
         """One more than the last position."""
-        return self.prompt_tokens + max(self.inputs)
+        return int(self.positions.max()) + 1
 
 
 def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: Sequence[int]) -> Pack:
     """Pack the chosen completions (each of at least one token) behind their prompt.
 
-    >>> p = pack([5, 6], [[7, 8], [9]], [0, 1])
-    >>> p.token_ids.tolist(), p.positions.tolist(), p.scored.tolist(), p.labels.tolist()
-    ([5, 6, 7], [0, 1, 2], [1, 2, 1], [7, 8, 9])
+    >>> p = pack([5, 6], [[7, 8], [9], [7, 3, 1]], [0, 1, 2])
+    >>> p.token_ids.tolist(), p.positions.tolist(), [tuple(segment) for segment in p.segments]
+    ([5, 6, 7, 3], [0, 1, 2, 3], [(2, 0), (1, 0), (1, 1)])
+    >>> p.scored.tolist(), p.labels.tolist(), p.edges.tolist()
+    ([1, 2, 1, 2, 3], [7, 8, 9, 3, 1], [0, 1, 2, 0, 3, 4])
     """
     chosen = [completions[index] for index in indices]
-    start = len(prompt)
-    token_ids, positions = list(prompt), list(range(start))
-    scored: list[int] = []
-    for tokens in chosen:
-        inputs = len(tokens) - 1
+    token_ids, positions = list(prompt), list(range(len(prompt)))
+    segments = [Segment(len(prompt), 0)]
+    places: list[list[int]] = [[len(prompt) - 1] for _ in chosen]
+    for parent, depth, stem, rows in _segments([tokens[:-1] for tokens in chosen]):
         first = len(token_ids)
-        scored.extend([start - 1, *range(first, first + inputs)])
-        token_ids.extend(tokens[:-1])
-        positions.extend(range(start, start + inputs))
+        segments.append(Segment(len(stem), parent))
+        token_ids.extend(stem)
+        positions.extend(range(len(prompt) + depth, len(prompt) + depth + len(stem)))
+        for row in rows:
+            places[row].extend(range(first, len(token_ids)))
+    edges: dict[tuple[int, int], int] = {}
+    taken = [
+        edges.setdefault(edge, len(edges))
+        for tokens, way in zip(chosen, places, strict=True)
+        for edge in zip(way, tokens, strict=True)
+    ]
+    scored, labels = zip(*edges, strict=True)
     return Pack(
         token_ids=torch.tensor(token_ids),
         positions=torch.tensor(positions),
-        prompt_tokens=start,
-        inputs=tuple(len(tokens) - 1 for tokens in chosen),
+        segments=tuple(segments),
         scored=torch.tensor(scored),
-        labels=torch.tensor([token for tokens in chosen for token in tokens]),
+        labels=torch.tensor(labels),
+        edges=torch.tensor(taken),
         owner=torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(tokens) for tokens in chosen])),
         completions=tuple(indices),
     )
+
+
+def _segments(inputs: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, Sequence[int], Sequence[int]]]:
+    """Parent, tokens before, tokens and rows of every segment after the prompt, parents before children."""
+    made = 0
+    open_ends: list[tuple[int, int, Sequence[int]]] = [(0, 0, range(len(inputs)))]
+    while open_ends:
+        parent, depth, rows = open_ends.pop()
+        branches: dict[int, list[int]] = {}
+        for row in rows:
+            if len(inputs[row]) > depth:
+                branches.setdefault(inputs[row][depth], []).append(row)
+        for branch in branches.values():
+            stem = inputs[branch[0]][depth : _alike([inputs[row] for row in branch])]
+            made += 1
+            yield parent, depth, stem, branch
+            open_ends.append((made, depth + len(stem), branch))
+
+
+def _alike(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with.
+
+    >>> _alike([[1, 2, 3], [1, 2], [1, 2, 4]])
+    2
+    """
+    for count, tokens in enumerate(zip(*sequences, strict=False)):
+        if len(set(tokens)) > 1:
+            return count
+    return min(map(len, sequences))
 
 
 def pack_group(
@@ -73,19 +128,20 @@ def pack_group(
 ) -> list[Pack]:
     """Packs of at most `token_budget` inputs, cut between completions; one completion over the budget stands alone.
 
-    >>> [p.completions for p in pack_group([1], [[2, 2], [3, 3], [4, 4]], [0, 1, 2], token_budget=3)]
-    [(0, 1), (2,)]
+    >>> [p.completions for p in pack_group([1], [[2, 2], [3, 3], [2, 4], [4, 4]], [0, 1, 2, 3], token_budget=3)]
+    [(0, 1, 2), (3,)]
     """
     packs: list[Pack] = []
     taken: list[int] = []
     size = len(prompt)
     for index in indices:
-        inputs = len(completions[index]) - 1
-        if taken and size + inputs > token_budget:
+        inputs = completions[index][:-1]
+        more = len(inputs) - max((_alike([inputs, completions[other][:-1]]) for other in taken), default=0)
+        if taken and size + more > token_budget:
             packs.append(pack(prompt, completions, taken))
-            taken, size = [], len(prompt)
+            taken, size, more = [], len(prompt), len(inputs)
         taken.append(index)
-        size += inputs
+        size += more
     if taken:
         packs.append(pack(prompt, completions, taken))
     return packs
@@ -99,7 +155,7 @@ def batched(
     Args:
         packs: the pairs.
         token_budget: of a forward; a pack over it stands alone.
-        padded: count what a batch has when its prompts and its completions are padded to the longest.
+        padded: count what a batch has when its prompts and its other segments are padded to the longest.
 
     >>> several = [(p, pack([1, 2], [[3, 4]], [0])) for p in range(3)]
     >>> [[p for p, _ in batch] for batch in batched(several, 6)]
@@ -121,5 +177,5 @@ def _size(packs: Sequence[Pack], padded: bool) -> int:
     """Inputs of one forward."""
     if not padded:
         return sum(len(one.token_ids) for one in packs)
-    inputs = [inputs for one in packs for inputs in one.inputs]
-    return len(packs) * max(one.prompt_tokens for one in packs) + len(inputs) * max(inputs)
+    lengths = [segment.tokens for one in packs for segment in one.segments[1:]]
+    return len(packs) * max(one.prompt_tokens for one in packs) + len(lengths) * max(lengths, default=0)

@@ -152,5 +152,6 @@ class Policy:
         hidden = decoder.embed(token_ids)
         for layer in decoder.layers:
             hidden = through(plan, layer, hidden)
-        trained = [len(pack.labels) for pack in packs]
-        return score(decoder.norm(hidden[scored]), decoder.head, labels, self.temperature).split(trained)
+        edges = score(decoder.norm(hidden[scored]), decoder.head, labels, self.temperature)
+        pieces = edges.split([len(pack.labels) for pack in packs])
+        return [piece.at(pack.edges.to(device)) for piece, pack in zip(pieces, packs, strict=True)]

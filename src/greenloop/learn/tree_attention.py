@@ -1,17 +1,18 @@
 """Attention for packed groups, forward and backward, as pure functions.
 
-The prompt attends causally to itself; each completion attends to the whole prompt and causally to itself; siblings do
-not see each other. Both parts are one dense product each (a completion's keys are the prompt's, then its own), so
-nothing is spent on sibling pairs. Several groups share the two products, padded to their longest: a GPU takes all of a
-forward's groups together, a processor each by itself, without padding. The query heads of one KV head are folded into
-the query length, so keys are never repeated for them. The weights are computed again in the backward pass instead of
-being kept: what is kept grows with the tokens (padding included), not with their pairs.
+The prompt attends causally to itself; each segment behind it attends to all on its way to the root and causally to
+itself; siblings do not see each other. Both parts are one dense product each (a segment's keys are those before it,
+then its own), padded to the longest; nothing is spent on sibling pairs. A GPU takes all of a forward's groups together,
+a processor each by itself, with less padding. The query heads of one KV head are folded into the query length, so keys
+are never repeated for them. The weights are computed again in the backward pass instead of being kept: what is kept
+grows with the tokens (padding included), not with their pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from greenloop.learn.packing import Pack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Sequences that stand somewhere among N tokens, as the rows of a padded table, and what their queries may see."""
+    """Sequences that stand somewhere among N tokens, as the rows of a padded table."""
 
     tokens: Tensor
     """[rows, T] int64: index into N, 0 on padding."""
@@ -32,24 +33,19 @@ class Grid:
     """[n] int64: its cell, counted along the rows."""
     inside: Tensor | None
     """[rows, T] bool, false on padding; None if there is none."""
-    mask: Tensor
-    """See `Part`."""
 
     @classmethod
-    def of(cls, starts: Sequence[int], lengths: Sequence[int], mask: Tensor) -> Grid:
-        """Rows of `lengths` tokens from `starts` on, where the mask is."""
-        steps = torch.arange(max(lengths))
-        inside = steps < torch.tensor(lengths)[:, None]
-        tokens = (torch.tensor(starts)[:, None] + steps).mul_(inside)
-        cells = inside.flatten().nonzero().squeeze(1)
-        padded = len(cells) < inside.numel()
-        device = mask.device
+    def of(cls, rows: Sequence[Tensor], device: torch.device) -> Grid:
+        """Of rows that hold the tokens at these indices."""
+        lengths = torch.tensor([len(row) for row in rows])
+        inside = torch.arange(int(lengths.max())) < lengths[:, None]
+        tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        padded = bool((~inside).any())
         return cls(
             tokens=tokens.to(device),
-            at=tokens.flatten()[cells].to(device),
-            cells=cells.to(device),
+            at=tokens[inside].to(device),
+            cells=inside.flatten().nonzero().squeeze(1).to(device),
             inside=inside.to(device) if padded else None,
-            mask=mask,
         )
 
     def read(self, flat: Tensor) -> Tensor:
@@ -67,16 +63,53 @@ class Grid:
         """[rows, T, ...] into its places of [N, ...]."""
         flat[self.at] = table.flatten(0, 1)[self.cells]
 
+    def add(self, table: Tensor, flat: Tensor) -> None:
+        """[rows, T, ...] to what stands in its places of [N, ...]; a token may stand in several rows."""
+        flat.index_add_(0, self.at, table.flatten(0, 1)[self.cells].to(flat.dtype))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Where P groups and their R completions stand among N tokens."""
+class Reads:
+    """Segments that attend in one product."""
 
-    prompts: Grid
-    branches: Grid | None
+    own: Grid
+    before: Grid | None
+    """The tokens before each segment's own, from the root on; None if there are none."""
+    mask: Tensor
+    """See `Part`."""
+
+    @classmethod
+    def of(cls, own: Sequence[Tensor], before: Sequence[Tensor], *, queries: int, like: Tensor) -> Reads:
+        """Of segments of one kind, as indices of tokens; see `Layout.of`."""
+        ours = Grid.of(own, like.device)
+        theirs = Grid.of(before, like.device) if any(map(len, before)) else None
+        hidden = like.new_zeros(1, 0 if theirs is None else theirs.tokens.shape[1])
+        if theirs is not None and theirs.inside is not None:
+            hidden = like.new_zeros(theirs.inside.shape).masked_fill_(~theirs.inside, float("-inf"))
+        return cls(own=ours, before=theirs, mask=_mask(ours.tokens.shape[1], hidden, queries))
+
+    def keys(self, flat: Tensor) -> Tensor:
+        """[N, Hkv, D] to [Hkv * rows, S, D]: those before, then their own."""
+        own = self.own.read(flat)
+        both = own if self.before is None else torch.cat([self.before.read(flat), own], dim=1)
+        return both.permute(2, 0, 1, 3).flatten(0, 1)
+
+    def add(self, found: Tensor, flat: Tensor) -> None:
+        """The gradient of `keys(flat)` to that of `flat`."""
+        by_row = found.unflatten(0, (-1, len(self.own.tokens))).permute(1, 2, 0, 3)
+        ours = self.own.tokens.shape[1]
+        if self.before is not None:
+            self.before.add(by_row[:, :-ours], flat)
+        self.own.add(by_row[:, -ours:], flat)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where P groups and the segments behind their prompts stand among N tokens."""
+
+    prompts: Reads
+    branches: Reads | None
     """None if no completion has an input (all are one token long)."""
-    home: Tensor
-    """[R] int64: whose completion it is."""
 
     @classmethod
     def of(cls, packs: Sequence[Pack], offset: int = 0, *, queries: int, like: Tensor) -> Layout:
@@ -88,24 +121,30 @@ class Layout:
             queries: G, query heads a KV head.
             like: has the dtype and the device of the queries.
         """
-        prompt_starts, starts, lengths, home = [], [], [], []
-        for group, pack in enumerate(packs):
-            prompt_starts.append(offset)
-            offset += pack.prompt_tokens
-            for inputs in pack.inputs:
-                starts.append(offset)
-                lengths.append(inputs)
-                home.append(group)
-                offset += inputs
-        prompt_lengths = [pack.prompt_tokens for pack in packs]
-        longest = max(prompt_lengths)
-        prompts = Grid.of(prompt_starts, prompt_lengths, _mask(longest, like.new_zeros(1, 0), queries))
-        homes = torch.tensor(home, device=like.device)
-        before = like.new_zeros(1, longest)
-        if prompts.inside is not None:
-            before = like.new_zeros(prompts.inside.shape).masked_fill_(~prompts.inside, float("-inf"))[homes]
-        branches = Grid.of(starts, lengths, _mask(max(lengths), before, queries)) if any(lengths) else None
-        return cls(prompts=prompts, branches=branches, home=homes)
+        prompts: list[Tensor] = []
+        branches: list[Tensor] = []
+        before: list[Tensor] = []
+        for pack in packs:
+            own: list[Tensor] = []
+            ways: list[Tensor] = []
+            for segment in pack.segments:
+                own.append(torch.arange(offset, offset + segment.tokens))
+                # Before the root itself there is nothing.
+                ways.append(torch.cat([ways[segment.parent], own[segment.parent]]) if ways else own[0][:0])
+                offset += segment.tokens
+            prompts.append(own[0])
+            branches.extend(own[1:])
+            before.extend(ways[1:])
+        reads = partial(Reads.of, queries=queries, like=like)
+        return cls(
+            reads(prompts, [prompt[:0] for prompt in prompts]),
+            reads(branches, before) if branches else None,
+        )
+
+    @property
+    def parts(self) -> list[Reads]:
+        """Both, or the one."""
+        return [self.prompts] if self.branches is None else [self.prompts, self.branches]
 
 
 def _mask(tokens: int, before: Tensor, queries: int) -> Tensor:
@@ -125,7 +164,7 @@ def _mask(tokens: int, before: Tensor, queries: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Queries over their keys: the prompts (P rows), or all completions (R rows)."""
+    """Queries over their keys: the prompts (P rows), or all segments behind them."""
 
     query: Tensor
     """[Hkv * rows, G * T, D], scaled."""
@@ -172,17 +211,8 @@ class Part:
         return Part(of_query, of_key, of_value, self.tokens, self.mask)
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The queries, keys and values of a layout in their two parts."""
-
-    prompt: Part
-    branches: Part | None
-    """As in the layout."""
-
-
-def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tree:
-    """Lay the heads out for the two products.
+def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> list[Part]:
+    """Lay the heads out for the products, one each of the layout's parts.
 
     Args:
         query: [N, H, D].
@@ -191,69 +221,47 @@ def plant(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: floa
         layout: which of the N tokens, and how.
         scale: of the scores.
     """
-    prompts, branches = layout.prompts, layout.branches
     query = (query * scale).unflatten(1, (key.shape[1], -1))
-    prompt_key, prompt_value = _fold_keys(prompts.read(key)), _fold_keys(prompts.read(value))
-    prompt = Part(
-        _fold_queries(prompts.read(query)),
-        prompt_key.flatten(0, 1),
-        prompt_value.flatten(0, 1),
-        prompts.tokens.shape[1],
-        prompts.mask,
-    )
-    if branches is None:
-        return Tree(prompt, None)
-
-    def keys(trunk: Tensor, flat: Tensor) -> Tensor:
-        own = _fold_keys(branches.read(flat))
-        shared = trunk.expand(-1, own.shape[1], -1, -1) if trunk.shape[1] == 1 else trunk[:, layout.home]
-        return torch.cat([shared, own], dim=2).flatten(0, 1)
-
-    longest = branches.tokens.shape[1]
-    own_query = _fold_queries(branches.read(query))
-    return Tree(prompt, Part(own_query, keys(prompt_key, key), keys(prompt_value, value), longest, branches.mask))
+    return [
+        Part(
+            _fold_queries(reads.own.read(query)),
+            reads.keys(key),
+            reads.keys(value),
+            reads.own.tokens.shape[1],
+            reads.mask,
+        )
+        for reads in layout.parts
+    ]
 
 
-def mix(tree: Tree, layout: Layout, out: Tensor) -> None:
+def mix(tree: Sequence[Part], layout: Layout, out: Tensor) -> None:
     """Write the attended values into their places of `out`, [N, H * D]."""
-    heads = out.unflatten(-1, (len(tree.prompt.key) // len(layout.prompts.tokens), -1, tree.prompt.key.shape[-1]))
-    layout.prompts.write(_unfold_queries(tree.prompt.mix(), *layout.prompts.tokens.shape), heads)
-    if tree.branches is not None and layout.branches is not None:
-        layout.branches.write(_unfold_queries(tree.branches.mix(), *layout.branches.tokens.shape), heads)
+    for part, reads in zip(tree, layout.parts, strict=True):
+        rows = reads.own.tokens.shape
+        heads = out.unflatten(-1, (len(part.key) // rows[0], -1, part.key.shape[-1]))
+        reads.own.write(_unfold_queries(part.mix(), *rows), heads)
 
 
-def gradients(tree: Tree, layout: Layout, mixed: Tensor, scale: float, out: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Write the gradients of query [N, H, D], key and value [N, Hkv, D] into `out`.
+def gradients(
+    tree: Sequence[Part], layout: Layout, mixed: Tensor, scale: float, out: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """The gradients of query [N, H, D], key and value [N, Hkv, D].
 
     Args:
         tree: of the forward.
         layout: of the forward.
         mixed: [N, H * D] the gradient of the attended values.
         scale: of the forward.
-        out: the three, of which the layout's tokens are written.
+        out: where the first is written, and the others, in float32, are added to.
     """
     query, key, value = out
-    kv_heads, width = key.shape[1:]
-    mixed = mixed.unflatten(-1, (kv_heads, -1, width))
-    query = query.unflatten(1, (kv_heads, -1))
-    prompts, branches = layout.prompts, layout.branches
-    prompt = tree.prompt.gradients(_fold_queries(prompts.read_gradient(mixed)))
-    prompts.write(_unfold_queries(prompt.query, *prompts.tokens.shape).mul_(scale), query)
-    trunks = [part.unflatten(0, (kv_heads, -1)) for part in (prompt.key, prompt.value)]
-    if tree.branches is not None and branches is not None:
-        part = tree.branches.gradients(_fold_queries(branches.read_gradient(mixed)))
-        branches.write(_unfold_queries(part.query, *branches.tokens.shape).mul_(scale), query)
-        for trunk, found, flat in zip(trunks, (part.key, part.value), (key, value), strict=True):
-            by_row = found.unflatten(0, (kv_heads, -1))
-            shared, own = by_row[:, :, : trunk.shape[2]], by_row[:, :, trunk.shape[2] :]
-            if trunk.shape[1] == 1:
-                trunk += shared.sum(dim=1, keepdim=True)
-            else:
-                # Summed in float32 like the other sum, in which a row's share does not round those before it.
-                trunk.copy_(trunk.float().index_add_(1, layout.home, shared.float()))
-            branches.write(_unfold_keys(own), flat)
-    for trunk, flat in zip(trunks, (key, value), strict=True):
-        prompts.write(_unfold_keys(trunk), flat)
+    mixed = mixed.unflatten(-1, (key.shape[1], -1, key.shape[2]))
+    query = query.unflatten(1, (key.shape[1], -1))
+    for part, reads in zip(tree, layout.parts, strict=True):
+        found = part.gradients(_fold_queries(reads.own.read_gradient(mixed)))
+        reads.own.write(_unfold_queries(found.query, *reads.own.tokens.shape).mul_(scale), query)
+        reads.add(found.key, key)
+        reads.add(found.value, value)
 
 
 def _fold_queries(x: Tensor) -> Tensor:
@@ -261,17 +269,7 @@ def _fold_queries(x: Tensor) -> Tensor:
     return x.permute(2, 0, 3, 1, 4).reshape(x.shape[2] * x.shape[0], -1, x.shape[-1])
 
 
-def _unfold_keys(x: Tensor) -> Tensor:
-    """[Hkv, rows, T, D] to [rows, T, Hkv, D]."""
-    return x.permute(1, 2, 0, 3)
-
-
 def _unfold_queries(x: Tensor, rows: int, tokens: int) -> Tensor:
     """[Hkv * rows, G * T, D] to [rows, T, Hkv, G, D]."""
     unfolded: Tensor = x.unflatten(0, (-1, rows)).unflatten(2, (-1, tokens))
     return unfolded.permute(1, 3, 0, 2, 4)
-
-
-def _fold_keys(x: Tensor) -> Tensor:
-    """[rows, T, Hkv, D] to [Hkv, rows, T, D]."""
-    return x.permute(2, 0, 1, 3).contiguous()

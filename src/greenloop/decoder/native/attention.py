@@ -1,4 +1,4 @@
-"""Attention of packed groups for training on a processor: prompts, and completions behind them."""
+"""Attention of packed groups for training on a processor: prompts, and the tree of completions behind each."""
 
 from __future__ import annotations
 
@@ -32,39 +32,56 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Where prompts and completions stand among N tokens."""
+    """Where the segments of packed trees stand among N tokens, one after another.
+
+    Keys and values that several segments read get a gradient from each: a parcel.
+    """
 
     segments: np.ndarray
-    """int64 [n, 5]: first token, tokens, the first token of the prompt before them, its tokens, first parcel."""
-    trunks: np.ndarray
-    """int64 [P, 4]: a prompt's first token, its tokens, its first parcel, the segments that read it."""
-    parcels: int
-    """Of all prompts: a prompt's tokens, once for every segment that reads it."""
+    """int64 [n, 5]: first token, tokens, keys before them, first parcel, parcels."""
+    seen: np.ndarray
+    """int64 [parcels] the token of each parcel; a segment's first are the keys before its own, in their order."""
+    shared: np.ndarray
+    """int64 [S, 3]: a token that has parcels, its first place in `places`, their count."""
+    places: np.ndarray
+    """int64 [parcels]: parcels, token by token."""
     keys: int
-    """Of the longest segment."""
+    """Of the segment that reads most."""
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[int, Sequence[int]]]) -> Segments:
-        """Of groups that stand one after another.
+    def of(cls, trees: Sequence[Sequence[tuple[int, int]]]) -> Segments:
+        """Of trees that stand one after another.
 
         Args:
-            groups: a prompt's tokens, and the tokens of each completion behind it.
+            trees: tokens and parent of each segment, as `learn.packing.Pack` has them.
 
-        >>> found = Segments.of([(3, [2, 0])])
-        >>> found.segments.tolist(), found.trunks.tolist(), found.parcels, found.keys
-        ([[0, 3, 0, 0, 0], [3, 2, 0, 3, 3]], [[0, 3, 0, 2]], 6, 5)
+        >>> found = Segments.of([[(3, 0), (2, 0)]])
+        >>> found.segments.tolist(), found.seen.tolist(), found.keys
+        ([[0, 3, 0, 0, 3], [3, 2, 3, 3, 3]], [0, 1, 2, 0, 1, 2], 5)
+        >>> found.shared.tolist(), found.places.tolist()
+        ([[0, 0, 2], [1, 2, 2], [2, 4, 2]], [0, 3, 1, 4, 2, 5])
         """
-        segments, trunks, token, parcel, keys = [], [], 0, 0, 0
-        for prompt, completions in groups:
-            first, begin = token, parcel
-            segments.append((first, prompt, first, 0, parcel))
-            token, parcel, keys = token + prompt, parcel + prompt, max(keys, prompt)
-            for tokens in completions:
-                if tokens:
-                    segments.append((token, tokens, first, prompt, parcel))
-                    token, parcel, keys = token + tokens, parcel + prompt, max(keys, prompt + tokens)
-            trunks.append((first, prompt, begin, (parcel - begin) // prompt))
-        return cls(np.array(segments), np.array(trunks), parcel, keys)
+        segments: list[tuple[int, int, int, int, int]] = []
+        seen: list[np.ndarray] = []
+        token, parcel = 0, 0
+        for tree in trees:
+            parents = {parent for _, parent in tree}
+            ways: list[np.ndarray] = []
+            for number, (tokens, parent) in enumerate(tree):
+                before = ways[parent] if number else np.arange(0)
+                ways.append(np.concatenate([before, np.arange(token, token + tokens)]))
+                seen.append(ways[-1] if number in parents else before)
+                segments.append((token, tokens, len(before), parcel, len(seen[-1])))
+                token, parcel = token + tokens, parcel + len(seen[-1])
+        together = np.concatenate(seen)
+        tokens_seen, first, counts = np.unique(np.sort(together), return_index=True, return_counts=True)
+        return cls(
+            segments=np.array(segments),
+            seen=together,
+            shared=np.stack([tokens_seen, first, counts], axis=1),
+            places=np.argsort(together, kind="stable"),
+            keys=max(before + tokens for _, tokens, before, _, _ in segments),
+        )
 
 
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, segments: Segments) -> Tensor:
@@ -85,7 +102,7 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, segments: Segmen
 def attend_back(qkv: Tensor, cos: Tensor, sin: Tensor, heads: Heads, segments: Segments, gradient: Tensor) -> Tensor:
     """The gradient of qkv from that of the attended values."""
     out = torch.empty(qkv.shape)
-    parcels = torch.empty(segments.parcels, heads.kv, 2, heads.width)
+    parcels = torch.empty(len(segments.seen), heads.kv, 2, heads.width)
     fields = {"of_qkv": place(out), "parcels": parcels.data_ptr()}
     for name in ("attend_back", "collect"):
         _run(name, qkv, cos, sin, heads, segments, gradient, **fields)
@@ -106,8 +123,10 @@ def _run(
         {
             "segments": segments.segments.ctypes.data,
             "segment_count": len(segments.segments),
-            "trunks": segments.trunks.ctypes.data,
-            "trunk_count": len(segments.trunks),
+            "seen": segments.seen.ctypes.data,
+            "shared": segments.shared.ctypes.data,
+            "shared_count": len(segments.shared),
+            "places": segments.places.ctypes.data,
             "heads": group,
             "kv_heads": heads.kv,
             "head_width": heads.width,

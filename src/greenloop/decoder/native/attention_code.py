@@ -1,8 +1,8 @@
 """Attention over packed groups, forward and backward, compiled when this is first imported and kept after that.
 
-A segment is a prompt, or a completion behind its prompt; a thread takes one segment and one KV head at a time. Queries
-go in blocks of tokens, with their scores over all keys up to their own, so what is held grows with the tokens. The
-prompt's keys and values get gradients from all its segments: each leaves a parcel, and `collect` adds them up.
+A segment is a prompt, or tokens behind it up to where completions part; a thread takes one segment and one KV head at a
+time. Queries go in blocks of tokens, with their scores over all keys up to their own, so what is held grows with the
+tokens. Keys and values that several segments read get a gradient from each, a parcel, and `collect` adds them up.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ def _blocks(source: int, count: int, width: int, target: int) -> None:
 def _gather(one: Any, segment: Any, head: int, keys: int, values: int) -> int:
     """Put a segment's keys, turned, and values as [S, D] each; S, up to whose next multiple of 16 all is 0."""
     width, heads = one.head_width, one.kv_heads * one.heads
-    begin, tokens, prompt, trunk = segment[0], segment[1], segment[2], segment[3]
-    count: int = trunk + tokens
+    begin, tokens, before = segment[0], segment[1], segment[2]
+    seen = integers(one.seen + segment[3] * INTEGER, before)
+    count: int = before + tokens
     for place in range(count):
-        token = prompt + place if place < trunk else begin + place - trunk
+        token = seen[place] if place < before else begin + place - before
         cos, sin = _angles(one, token)
         key, value = (
             _head(one.qkv, token, heads + head, width),
@@ -155,7 +156,7 @@ def _segment(one: Any, segment: Any, head: int, scratch: int) -> None:
     for first in range(0, segment[1], QUERIES):
         begin, tokens = segment[0] + first, min(QUERIES, segment[1] - first)
         _queries(one, begin, tokens, head, queries)
-        seen = _weights(one, queries, tokens, segment[3] + first, blocks, weights)
+        seen = _weights(one, queries, tokens, segment[2] + first, blocks, weights)
         _over(weights, one.keys, tokens * one.heads, values, width, seen, out)
         for place in range(tokens):
             both = floats(out + place * one.heads * width * BYTES, one.heads * width)
@@ -213,7 +214,7 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
         for place in range(tokens):
             both = floats(mixed + place * one.heads * width * BYTES, one.heads * width)
             _copy(_head(one.mixed, begin + place, head, one.heads * width), both)
-        seen = _weights(one, queries, tokens, segment[3] + first, key_blocks, weights)
+        seen = _weights(one, queries, tokens, segment[2] + first, key_blocks, weights)
         _scores(mixed, rows, value_blocks, width, seen, of_scores, one.keys)
         through = _whole(seen)
         for row in range(rows):
@@ -237,27 +238,30 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
                 turn(of_query, cos, sin, BACK, np.float32(one.scale), target)
     _transpose(of_keys, one.keys, width, whole, keys, width)
     _transpose(of_values, one.keys, width, whole, values, width)
-    # All keys of a prompt are shared, and those before a completion.
-    shared = segment[3] if segment[3] else count
+    # Its own keys come after those before them, and are shared if segments go on from it.
+    shared = segment[4]
     for place in range(shared):
-        parcel = one.parcels + ((segment[4] + place) * one.kv_heads + head) * 2 * width * BYTES
+        parcel = one.parcels + ((segment[3] + place) * one.kv_heads + head) * 2 * width * BYTES
         _copy(floats(keys + place * width * BYTES, width), floats(parcel, width))
         _copy(floats(values + place * width * BYTES, width), floats(parcel + width * BYTES, width))
     for place in range(shared, count):
-        _deliver(one, segment[0] + place - shared, head, keys + place * width * BYTES, values + place * width * BYTES)
+        token = segment[0] + place - segment[2]
+        _deliver(one, token, head, keys + place * width * BYTES, values + place * width * BYTES)
 
 
 @njit
-def _collect(one: Any, trunk: Any, head: int) -> None:
-    """Add up the parcels of one prompt and one KV head in the first of them, and deliver it."""
+def _collect(one: Any, shared: Any) -> None:
+    """Add up the parcels of one token in the first of them, and deliver it."""
     width = one.head_width
-    size = one.kv_heads * 2 * width * BYTES
-    for place in range(trunk[1]):
-        first = one.parcels + (trunk[2] + place) * size + head * 2 * width * BYTES
-        total = floats(first, 2 * width)
-        for number in range(1, trunk[3]):
-            _increase(total, floats(first + number * trunk[1] * size, 2 * width))
-        _deliver(one, trunk[0] + place, head, first, first + width * BYTES)
+    size = one.kv_heads * 2 * width
+    places = integers(one.places + shared[1] * INTEGER, shared[2])
+    first = one.parcels + places[0] * size * BYTES
+    total = floats(first, size)
+    for number in range(1, places.size):
+        _increase(total, floats(one.parcels + places[number] * size * BYTES, size))
+    for head in range(one.kv_heads):
+        found = first + head * 2 * width * BYTES
+        _deliver(one, shared[0], head, found, found + width * BYTES)
 
 
 @njit
@@ -284,7 +288,7 @@ def attend(argument: Any) -> None:
 
 @cfunc("void(voidptr)", cache=True)
 def attend_back(argument: Any) -> None:
-    """One thread's part of the gradients, but for the prompts' keys and values."""
+    """One thread's part of the gradients, but for shared keys and values."""
     one = carray(argument, 1, ATTENTION)[0]
     scratch = _own_scratch(one)
     for segment, head in _taken(one):
@@ -293,8 +297,7 @@ def attend_back(argument: Any) -> None:
 
 @cfunc("void(voidptr)", cache=True)
 def collect(argument: Any) -> None:
-    """One thread's part of the gradients of the prompts' keys and values."""
+    """One thread's part of the gradients of shared keys and values."""
     one = carray(argument, 1, ATTENTION)[0]
-    for item in portions(one.taken, one.trunk_count * one.kv_heads, 1):
-        trunk = integers(one.trunks + item // one.kv_heads * 4 * INTEGER, 4)
-        _collect(one, trunk, item % one.kv_heads)
+    for number in portions(one.taken, one.shared_count, 1):
+        _collect(one, integers(one.shared + number * 3 * INTEGER, 3))

@@ -168,10 +168,12 @@ SWEEP = np.dtype(
 
 ATTENTION = np.dtype(
     [
-        ("segments", "i8"),  # int64 [segment_count, 5]: first token, tokens, the prompt's first, its tokens, parcel
+        ("segments", "i8"),  # int64 [segment_count, 5]: first token, tokens, keys before them, first parcel, parcels
         ("segment_count", "i8"),
-        ("trunks", "i8"),  # int64 [trunk_count, 4]: first token, tokens, first parcel, segments
-        ("trunk_count", "i8"),
+        ("seen", "i8"),  # int64 [parcels] the token of each
+        ("shared", "i8"),  # int64 [shared_count, 3]: a token, its first place, its parcels
+        ("shared_count", "i8"),
+        ("places", "i8"),  # int64 [parcels]: parcels, token by token
         ("heads", "i8"),  # query heads of one KV head
         ("kv_heads", "i8"),
         ("head_width", "i8"),  # D
@@ -181,7 +183,7 @@ ATTENTION = np.dtype(
         ("qkv", ROWS),  # before they are turned by their positions
         ("mixed", ROWS),  # attended values, or their gradient
         ("of_qkv", ROWS),  # the gradient of qkv
-        ("parcels", "i8"),  # [parcels, Hkv, 2, D] gradients of a prompt's keys and values from each of its segments
+        ("parcels", "i8"),  # [parcels, Hkv, 2, D] gradients of keys and values from each segment that reads them
         ("keys", "i8"),  # of the longest segment, a multiple of 16
         ("scratch", "i8"),  # of every thread
         ("scratch_size", "i8"),  # values
@@ -189,7 +191,7 @@ ATTENTION = np.dtype(
         ("taken", "i8"),  # int64 0: what is taken
     ]
 )
-"""Attention of prompts and of the completions behind them."""
+"""Attention of prompts and of the segments behind them."""
 
 
 def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:
