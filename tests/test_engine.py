@@ -42,13 +42,13 @@ def tokens(found: dict[tuple[int, int], Completion]) -> dict:
 def lengths_of_forwards(engine: Engine, monkeypatch) -> list[int]:
     """Grows by the tokens of each forward of the engine's decoder."""
     lengths: list[int] = []
-    forward = engine.decoder.forward
+    embed = engine.decoder.embed
 
-    def counted(token_ids, *others):
+    def counted(token_ids):
         lengths.append(len(token_ids))
-        return forward(token_ids, *others)
+        return embed(token_ids)
 
-    monkeypatch.setattr(engine.decoder, "forward", counted)
+    monkeypatch.setattr(engine.decoder, "embed", counted)
     return lengths
 
 
@@ -217,6 +217,21 @@ def test_prompts_beyond_one_forward_are_computed_in_several(tiny_model, monkeypa
     lengths = lengths_of_forwards(engine, monkeypatch)
     assert tokens(completions(engine, requests())) == tokens(together)
     assert lengths[:3] == [5 + 17, 9, 30]
+
+
+def test_what_prompts_begin_with_in_common_is_computed_once(tiny_model, monkeypatch):
+    stopper = Stopper(ByteText(), ENDS)
+    shot = PROMPTS[3]
+    prompts = [shot + PROMPTS[0], shot + PROMPTS[1], shot, PROMPTS[2], shot + PROMPTS[0][:2] + PROMPTS[2]]
+    wanted = [Request(token_ids=prompt, samples=2, seed=index) for index, prompt in enumerate(prompts)]
+    engine = Engine(Decoder(with_adapter(tiny_model)), stopper)
+    lengths = lengths_of_forwards(engine, monkeypatch)
+    together = completions(engine, wanted)
+    if engine.decoder.native:
+        assert lengths[0] == len({prompt[:end] for prompt in prompts for end in range(1, len(prompt) + 1)}) < 100
+    for index, one in enumerate(wanted):
+        alone = completions(engine, [one])
+        assert [tokens(together)[index, k] for k in range(2)] == [tokens(alone)[0, k] for k in range(2)]
 
 
 def test_rows_follow_the_memory_that_they_need(tiny_model):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import Product, blocks_of, lays_out
+from greenloop.decoder.native import Product, blocks_of, lays_out, rows
 
 
 class FusedLinear:
@@ -100,6 +100,33 @@ class FusedLinear:
     def product(self, joined: Tensor) -> Tensor:
         """[N, in + rank] of `joined` to the outputs [N, out]."""
         return F.linear(joined, self.weight, self.bias)
+
+    @property
+    def base(self) -> Tensor:
+        """[out, in], a view."""
+        base: Tensor = self.weight[:, : self.in_features]
+        return base
+
+    @property
+    def up(self) -> Tensor:
+        """[out, rank]: every B, scaled, a view."""
+        up: Tensor = self.weight[:, self.in_features :]
+        return up
+
+    def summed(self, x: Tensor, plus: Tensor | None = None, *, adapted: bool = True) -> tuple[Tensor, Tensor | None]:
+        """The outputs [N, out] added to `plus`, and x A^T [N, rank], by native code from the weight as it stands.
+
+        Args:
+            x: [N, in].
+            plus: [N, out].
+            adapted: with the adapters; without them there is no x A^T.
+        """
+        low = None
+        if adapted and self.rank:
+            out, low = rows.project(x, self.base, self.down, self.up, plus)
+        else:
+            out = rows.multiply(x, self.base, plus)
+        return out if self.bias is None else out.add_(self.bias), low
 
     def adapter(self) -> list[nn.Parameter]:
         """The float32 A and B of each adapted layer, in turn."""

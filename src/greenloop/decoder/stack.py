@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packs
 from greenloop.decoder.linear import FusedLinear, is_plain
-from greenloop.decoder.native import Product, fits
+from greenloop.decoder.native import Product, fits, rows
+from greenloop.decoder.native.attention import Heads, Segments, attend
 
 _FEW_ROWS = 24
 
@@ -26,6 +27,8 @@ SUPPORTED = frozenset({"llama", "qwen2", "qwen3", "mistral"})
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [N, H, D], k [N, Hkv, D], v [N, Hkv, D]) -> [N, H * D]."""
+Keep = Callable[[int, Tensor, Tensor], None]
+"""(layer, k [N, Hkv, D], v [N, Hkv, D])."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,29 @@ class Decoder:
             hidden += layer.output(attend(index, q, k, v))
             hidden += layer.down(gated(layer.gate_up(layer.mlp_norm(hidden))))
         return self.norm(hidden)
+
+    def forward_tree(self, token_ids: Tensor, positions: Tensor, segments: Segments, keep: Keep) -> Tensor:
+        """`forward` of trees by native code that reads float32 weights as they stand, before the final norm.
+
+        Args:
+            token_ids: [N].
+            positions: [N], reserved.
+            segments: which token sees which.
+            keep: gets each layer's keys and values.
+        """
+        cos, sin = self.rotary(positions)
+        heads = Heads(self.heads, self.kv_heads, self.head_width, self.scale)
+        hidden = self.embed(token_ids)
+        for index, layer in enumerate(self.layers):
+            qkv, _ = layer.qkv.summed(rows.normed(hidden, layer.input_norm.weight, layer.input_norm.eps))
+            _, key, value = qkv.unflatten(-1, (-1, self.head_width)).split(
+                [self.heads, self.kv_heads, self.kv_heads], dim=1
+            )
+            keep(index, rotate(key, cos, sin), value)
+            hidden, _ = layer.output.summed(attend(qkv, cos, sin, heads, segments), hidden)
+            gate_up, _ = layer.gate_up.summed(rows.normed(hidden, layer.mlp_norm.weight, layer.mlp_norm.eps))
+            hidden, _ = layer.down.summed(rows.gated(gate_up), hidden)
+        return hidden
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[N] to the residual stream [N, d], float32."""

@@ -235,7 +235,7 @@ class _Batch:
         for token_ids in dict.fromkeys(prompts):
             if token_ids in known:
                 continue
-            if together and not self.steps.together([*map(len, together), len(token_ids)]):
+            if together and not self.steps.together([*together, token_ids]):
                 self._prefill(together)
                 together = []
             known[token_ids] = len(self.slots) + len(together)
@@ -246,13 +246,7 @@ class _Batch:
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Compute prompts into the next free slots, in one forward."""
-        device, lengths = self.decoder.device, [len(token_ids) for token_ids in prompts]
-        token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        hidden = self.decoder.forward(token_ids, positions, self.steps.prompts(len(self.slots), lengths))
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        logits = self.decoder.logits(hidden[ends.to(device)])
-        self.slots.extend(map(_Slot, prompts, logits))
+        self.slots.extend(map(_Slot, prompts, self.steps.prefill(len(self.slots), prompts)))
 
     def _decoded(self) -> Drawn:
         """The next token of every sample in flight."""

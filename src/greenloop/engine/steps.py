@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Attend, Decoder
-from greenloop.decoder.native import Step
+from greenloop.decoder.native import Step, reads
+from greenloop.decoder.native.attention import Segments
 from greenloop.engine.cache import (
     BlockedCache,
     FixedAttention,
@@ -27,6 +28,7 @@ from greenloop.engine.cache import (
 )
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import Drawn, draw, draw_each
+from greenloop.tree import Segment, added, grow
 
 _LEAST_ROWS = 16
 """Fewer take as long."""
@@ -68,12 +70,12 @@ class Steps(Protocol):
         """Where the rows' keys and values are."""
         ...
 
-    def together(self, lengths: Sequence[int]) -> bool:
-        """Whether prompts of these lengths are worth one forward."""
+    def together(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """Whether these prompts are worth one forward."""
         ...
 
-    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
-        """The attention of prompts that stand one after another, for the slots from `first_slot` on."""
+    def prefill(self, first_slot: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Compute prompts into the slots from `first_slot` on; the logits [P, V] after each."""
         ...
 
     @property
@@ -95,13 +97,13 @@ class FreeSteps:
     def __init__(self, decoder: Decoder, cache: KVCache | BlockedCache) -> None:
         self.decoder, self.cache = decoder, cache
 
-    def together(self, lengths: Sequence[int]) -> bool:
+    def together(self, prompts: Sequence[Sequence[int]]) -> bool:
         """See `Steps`."""
-        return sum(lengths) <= self.prefill_tokens
+        return sum(map(len, prompts)) <= self.prefill_tokens
 
-    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
+    def prefill(self, first_slot: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Steps`."""
-        return PromptAttention(self.cache, first_slot, lengths)
+        return _prefilled(self.decoder, prompts, PromptAttention(self.cache, first_slot, list(map(len, prompts))))
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
@@ -116,11 +118,34 @@ class FreeSteps:
 
 
 class NativeSteps(FreeSteps):
-    """Each step as one call into native code; prompts as `FreeSteps` computes them."""
+    """Each step as one call into native code; prompts as a tree where it reads the weights, else as `FreeSteps`."""
 
     def __init__(self, decoder: Decoder, cache: BlockedCache) -> None:
         super().__init__(decoder, cache)
         self._step = Step(decoder, cache)
+        self._grows = reads(decoder.head)
+
+    def together(self, prompts: Sequence[Sequence[int]]) -> bool:
+        """See `Steps`."""
+        if not self._grows:
+            return super().together(prompts)
+        return sum(added(one, prompts[:at]) for at, one in enumerate(prompts)) <= self.prefill_tokens
+
+    def prefill(self, first_slot: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """See `Steps`. What prompts begin with in common is computed once."""
+        if not self._grows:
+            return super().prefill(first_slot, prompts)
+        tree = grow(prompts)
+        indices = list(map(torch.tensor, tree.places))
+
+        def keep(layer: int, key: Tensor, value: Tensor) -> None:
+            for slot, index in enumerate(indices, start=first_slot):
+                self.cache.keep_prompt(layer, slot, *(x[index].transpose(0, 1) for x in (key, value)))
+
+        decoder = self.decoder
+        segments = Segments.of([[Segment(0, 0), *tree.segments]])
+        hidden = decoder.forward_tree(torch.tensor(tree.tokens), torch.tensor(tree.depths), segments, keep)
+        return decoder.logits(decoder.norm(hidden[[places[-1] for places in tree.places]]))
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
@@ -155,13 +180,13 @@ class FixedSteps:
         self._pool = torch.cuda.graph_pool_handle() if on_gpu else None
         self._stream = torch.cuda.Stream(decoder.device) if on_gpu else None
 
-    def together(self, lengths: Sequence[int]) -> bool:
+    def together(self, prompts: Sequence[Sequence[int]]) -> bool:
         """See `Steps`. They are padded to the longest."""
-        return len(lengths) * max(lengths) <= self.prefill_tokens
+        return len(prompts) * max(map(len, prompts)) <= self.prefill_tokens
 
-    def prompts(self, first_slot: int, lengths: list[int]) -> Attend:
+    def prefill(self, first_slot: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Steps`."""
-        return PaddedPromptAttention(self.cache, first_slot, lengths)
+        return _prefilled(self.decoder, prompts, PaddedPromptAttention(self.cache, first_slot, list(map(len, prompts))))
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`. If all rows have the same way, the draw is in the graph too."""
@@ -222,3 +247,12 @@ class FixedSteps:
         """[2, width] float64: tokens and log-probs, so that one copy brings both."""
         drawn = draw(self._logits(width), self.uniform[:width], sampling)
         return torch.stack([drawn.tokens.double(), drawn.logprobs.double()])
+
+
+def _prefilled(decoder: Decoder, prompts: Sequence[Sequence[int]], attend: Attend) -> Tensor:
+    """[P, V] logits after prompts that stand one after another in one forward."""
+    device, lengths = decoder.device, list(map(len, prompts))
+    token_ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    return decoder.logits(decoder.forward(token_ids, positions, attend)[ends.to(device)])

@@ -150,21 +150,18 @@ class Native:
 
     def project(self, fused: FusedLinear, x: Tensor, plus: Tensor | None = None) -> tuple[Tensor, Read]:
         """Base, adapters, and `plus` in one sum."""
-        if not fused.rank:
-            return self.project_base(fused, x, plus), Read(None)
-        out, low = rows.project(x, _base(fused), fused.down, _up(fused), plus)
-        return out if fused.bias is None else out.add_(fused.bias), Read(low)
+        out, low = fused.summed(x, plus)
+        return out, Read(low)
 
     def project_base(self, fused: FusedLinear, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """Base and `plus` in one sum."""
-        out = rows.multiply(x, _base(fused), plus)
-        return out if fused.bias is None else out.add_(fused.bias)
+        return fused.summed(x, plus, adapted=False)[0]
 
     def project_back(self, fused: FusedLinear, read: Read, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Through base and A in one sum."""
         if not fused.rank:
-            return rows.multiply(gradient, _base(fused).T), None
-        return rows.project(gradient, _base(fused).T, _up(fused).T, fused.down.T)
+            return rows.multiply(gradient, fused.base.T), None
+        return rows.project(gradient, fused.base.T, fused.up.T, fused.down.T)
 
     def adapter_gradients(
         self, fused: FusedLinear, x: Tensor, read: Read, gradient: Tensor, low: Tensor | None
@@ -191,13 +188,3 @@ def norm_gradient(norm: Norm, x: Tensor, inverse: Tensor, out: Tensor) -> Tensor
 
 def _added(x: Tensor, plus: Tensor | None) -> Tensor:
     return x if plus is None else plus + x
-
-
-def _base(fused: FusedLinear) -> Tensor:
-    weight: Tensor = fused.weight[:, : fused.in_features]
-    return weight
-
-
-def _up(fused: FusedLinear) -> Tensor:
-    weight: Tensor = fused.weight[:, fused.in_features :]
-    return weight

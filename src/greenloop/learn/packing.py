@@ -7,20 +7,13 @@ a completion is only ever a label, so it is not among the inputs. Knows no model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Segment(NamedTuple):
-    """Tokens of the tree that follow each other with no branch in between."""
-
-    tokens: int
-    parent: int
-    """Index of the segment that it goes on from; the first one is the prompt, and its own parent."""
+from greenloop.tree import Segment, added, grow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,62 +58,26 @@ def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: S
     ([1, 2, 1, 2, 3], [7, 8, 9, 3, 1], [0, 1, 2, 0, 3, 4])
     """
     chosen = [completions[index] for index in indices]
-    token_ids, positions = list(prompt), list(range(len(prompt)))
-    segments = [Segment(len(prompt), 0)]
-    places: list[list[int]] = [[len(prompt) - 1] for _ in chosen]
-    for parent, depth, stem, rows in _segments([tokens[:-1] for tokens in chosen]):
-        first = len(token_ids)
-        segments.append(Segment(len(stem), parent))
-        token_ids.extend(stem)
-        positions.extend(range(len(prompt) + depth, len(prompt) + depth + len(stem)))
-        for row in rows:
-            places[row].extend(range(first, len(token_ids)))
+    root, tree = len(prompt), grow([tokens[:-1] for tokens in chosen])
+    # The first token is predicted where the prompt ends.
+    ways = [[root - 1, *(root + place for place in places)] for places in tree.places]
     edges: dict[tuple[int, int], int] = {}
     taken = [
         edges.setdefault(edge, len(edges))
-        for tokens, way in zip(chosen, places, strict=True)
+        for tokens, way in zip(chosen, ways, strict=True)
         for edge in zip(way, tokens, strict=True)
     ]
     scored, labels = zip(*edges, strict=True)
     return Pack(
-        token_ids=torch.tensor(token_ids),
-        positions=torch.tensor(positions),
-        segments=tuple(segments),
+        token_ids=torch.tensor([*prompt, *tree.tokens]),
+        positions=torch.tensor([*range(root), *(root + depth for depth in tree.depths)]),
+        segments=(Segment(root, 0), *tree.segments),
         scored=torch.tensor(scored),
         labels=torch.tensor(labels),
         edges=torch.tensor(taken),
         owner=torch.repeat_interleave(torch.arange(len(chosen)), torch.tensor([len(tokens) for tokens in chosen])),
         completions=tuple(indices),
     )
-
-
-def _segments(inputs: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, Sequence[int], Sequence[int]]]:
-    """Parent, tokens before, tokens and rows of every segment after the prompt, parents before children."""
-    made = 0
-    open_ends: list[tuple[int, int, Sequence[int]]] = [(0, 0, range(len(inputs)))]
-    while open_ends:
-        parent, depth, rows = open_ends.pop()
-        branches: dict[int, list[int]] = {}
-        for row in rows:
-            if len(inputs[row]) > depth:
-                branches.setdefault(inputs[row][depth], []).append(row)
-        for branch in branches.values():
-            stem = inputs[branch[0]][depth : _alike([inputs[row] for row in branch])]
-            made += 1
-            yield parent, depth, stem, branch
-            open_ends.append((made, depth + len(stem), branch))
-
-
-def _alike(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with.
-
-    >>> _alike([[1, 2, 3], [1, 2], [1, 2, 4]])
-    2
-    """
-    for count, tokens in enumerate(zip(*sequences, strict=False)):
-        if len(set(tokens)) > 1:
-            return count
-    return min(map(len, sequences))
 
 
 def pack_group(
@@ -136,7 +93,7 @@ def pack_group(
     size = len(prompt)
     for index in indices:
         inputs = completions[index][:-1]
-        more = len(inputs) - max((_alike([inputs, completions[other][:-1]]) for other in taken), default=0)
+        more = added(inputs, [completions[other][:-1] for other in taken])
         if taken and size + more > token_budget:
             packs.append(pack(prompt, completions, taken))
             taken, size, more = [], len(prompt), len(inputs)
