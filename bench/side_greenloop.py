@@ -18,7 +18,7 @@ from greenloop.learn.improve import Improver, TokenGroup, Update
 from greenloop.learn.optimise import make_optimizer, make_scheduler
 from greenloop.learn.policy import Policy
 from greenloop.prompt import get_protocol
-from greenloop.recipe import OptimizerSection, RlooSection
+from greenloop.recipe import EngineSection, OptimizerSection, RlooSection
 from greenloop.rollout import Submitted, Wanted, submitted
 from greenloop.sandbox import SandboxVerifier
 from greenloop.seeding import seed_for
@@ -32,6 +32,7 @@ class Side:
         self.work, self.verifier = work, verifier
         model, tokenizer, self.prompts = build(work)
         self.policy = Policy(model, temperature=1.0)
+        self.policy.remember(EngineSection().keep_mib * 2**20)
         stopper = Stopper(tokenizer, frozenset()) if work.equal else Stopper.of(unwrapped(model), tokenizer)
         self.engine = Engine(self.policy.decoder, stopper, rows=work.rows)
         section = OptimizerSection(learning_rate=work.learning_rate, warmup_steps=0)
@@ -72,7 +73,8 @@ class Side:
         """All completions in order, each handed to the judge when it ended."""
         wanted = [Wanted(prompt, self.work.samples, seed_for(number, index)) for index, prompt in enumerate(prompts)]
         sampling = Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens)
-        sampled = submitted(self.engine, self.verifier, self.protocol, wanted, sampling)
+        with self.policy.recording():
+            sampled = list(submitted(self.engine, self.verifier, self.protocol, wanted, sampling))
         return sorted(sampled, key=lambda one: (one.completion.group, one.completion.sample))
 
 

@@ -138,6 +138,7 @@ class Run:
         self.validation = load_tasks(validation, data_dir=places.data_dir) if validation else None
         model = adapt(loaded.model, recipe.lora, recipe.seed, loaded.source.base_name)
         self.policy = Policy(model, recipe.sampling.temperature)
+        self.policy.remember(recipe.engine.keep_mib * 2**20)
         self.engine: Generator = make_engine(
             model, self.tokenizer, rows=recipe.engine.rows, decoder=self.policy.decoder
         )
@@ -203,7 +204,8 @@ class Run:
     def _step(self, step: int) -> dict[str, Any]:
         """One step of the line; its journal record."""
         clock = Clock()
-        sampled = self.supply.groups(step, self.experience)
+        with self.policy.recording():
+            sampled = self.supply.groups(step, self.experience)
         clock.lap("rollout")
         rewards = reward_matrix(sampled.trained, self.recipe.reward)
         update = self._improve(step, sampled.trained, rewards)

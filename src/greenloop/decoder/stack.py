@@ -20,6 +20,7 @@ from greenloop.decoder.kernels import packs
 from greenloop.decoder.linear import FusedLinear, is_plain
 from greenloop.decoder.native import Product, fits, rows
 from greenloop.decoder.native.attention import Heads, Segments, attend
+from greenloop.decoder.traces import Traces
 
 _FEW_ROWS = 24
 
@@ -97,6 +98,8 @@ class Decoder:
         self.native = fits(self)
         """Whether a decode step may run as native code (`native.Step`)."""
         self._packed: tuple[bool, int] | None = None
+        self.traces: Traces | None = None
+        """What rollouts leave for updates, if somebody wants it."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,6 +122,8 @@ class Decoder:
     def refresh(self) -> None:
         """Take the adapter's present values."""
         self._packed = None
+        if self.traces is not None:
+            self.traces.clear()
         for fused in self._fused():
             fused.refresh()
 
@@ -158,7 +163,9 @@ class Decoder:
             hidden += layer.down(gated(layer.gate_up(layer.mlp_norm(hidden))))
         return self.norm(hidden)
 
-    def forward_tree(self, token_ids: Tensor, positions: Tensor, segments: Segments, keep: Keep) -> Tensor:
+    def forward_tree(
+        self, token_ids: Tensor, positions: Tensor, segments: Segments, keep: Keep, first: int | None = None
+    ) -> Tensor:
         """`forward` of trees by native code that reads float32 weights as they stand, before the final norm.
 
         Args:
@@ -166,19 +173,33 @@ class Decoder:
             positions: [N], reserved.
             segments: which token sees which.
             keep: gets each layer's keys and values.
+            first: the tokens' first place in `traces`; None if they are not kept.
         """
+        traces = None if first is None else self.traces
+
+        def trace(index: int, **pieces: Tensor | None) -> None:
+            for name, piece in pieces.items():
+                if traces is not None and first is not None and piece is not None:
+                    traces.piece(index, name)[first : first + len(piece)] = piece
+
         cos, sin = self.rotary(positions)
         heads = Heads(self.heads, self.kv_heads, self.head_width, self.scale)
         hidden = self.embed(token_ids)
         for index, layer in enumerate(self.layers):
-            qkv, _ = layer.qkv.summed(rows.normed(hidden, layer.input_norm.weight, layer.input_norm.eps))
+            trace(index, hidden=hidden)
+            qkv, low_qkv = layer.qkv.summed(rows.normed(hidden, layer.input_norm.weight, layer.input_norm.eps))
             _, key, value = qkv.unflatten(-1, (-1, self.head_width)).split(
                 [self.heads, self.kv_heads, self.kv_heads], dim=1
             )
             keep(index, rotate(key, cos, sin), value)
-            hidden, _ = layer.output.summed(attend(qkv, cos, sin, heads, segments), hidden)
-            gate_up, _ = layer.gate_up.summed(rows.normed(hidden, layer.mlp_norm.weight, layer.mlp_norm.eps))
-            hidden, _ = layer.down.summed(rows.gated(gate_up), hidden)
+            attended = attend(qkv, cos, sin, heads, segments)
+            middle, low_output = layer.output.summed(attended, hidden)
+            gate_up, low_gate_up = layer.gate_up.summed(rows.normed(middle, layer.mlp_norm.weight, layer.mlp_norm.eps))
+            hidden, low_down = layer.down.summed(rows.gated(gate_up), middle)
+            trace(index, low_qkv=low_qkv, qkv=qkv, attended=attended, low_output=low_output)
+            trace(index, middle=middle, low_gate_up=low_gate_up, gate_up=gate_up, low_down=low_down)
+        if traces is not None and first is not None:
+            traces.last()[first : first + len(hidden)] = hidden
         return hidden
 
     def embed(self, token_ids: Tensor) -> Tensor:

@@ -254,7 +254,8 @@ class _Batch:
             tokens=[row.tokens[-1] for row in self.active],
             own=[len(row.tokens) - 1 for row in self.active],
             slots=[row.slot for row in self.active],
-            prompts=[len(slot.token_ids) for slot in self.slots],
+            prompts=[slot.token_ids for slot in self.slots],
+            paths=[(*self.slots[row.slot].token_ids, *row.tokens) for row in self.active],
         )
         return self.steps.drawn(rows, self._draws(self.active))
 

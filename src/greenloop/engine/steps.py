@@ -18,6 +18,7 @@ from torch import Tensor
 from greenloop.decoder import Attend, Decoder
 from greenloop.decoder.native import Step, reads
 from greenloop.decoder.native.attention import Segments
+from greenloop.decoder.traces import Traces
 from greenloop.engine.cache import (
     BlockedCache,
     FixedAttention,
@@ -46,8 +47,10 @@ class InFlight:
     """[B] tokens of its own that stand in each row's strip."""
     slots: Sequence[int]
     """[B] slot of each row's prompt."""
-    prompts: Sequence[int]
-    """[slots in use] tokens of each prompt."""
+    prompts: Sequence[tuple[int, ...]]
+    """[slots in use] the prompts."""
+    paths: Sequence[tuple[int, ...]]
+    """[B] each row's tokens, from its prompt's first one on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class FreeSteps:
         """See `Steps`."""
         own, slots, prompts, tokens = (
             torch.tensor(values, device=self.decoder.device)
-            for values in (rows.own, rows.slots, rows.prompts, rows.tokens)
+            for values in (rows.own, rows.slots, list(map(len, rows.prompts)), rows.tokens)
         )
         assert isinstance(self.cache, KVCache)
         attend = RowAttention(self.cache, slots, prompts, own)
@@ -144,13 +147,24 @@ class NativeSteps(FreeSteps):
 
         decoder = self.decoder
         segments = Segments.of([[Segment(0, 0), *tree.segments]])
-        hidden = decoder.forward_tree(torch.tensor(tree.tokens), torch.tensor(tree.depths), segments, keep)
+        traces = self._traces
+        first = None if traces is None else traces.prompts(list(map(tuple, prompts)), tree.places, len(tree.tokens))
+        hidden = decoder.forward_tree(torch.tensor(tree.tokens), torch.tensor(tree.depths), segments, keep, first)
         return decoder.logits(decoder.norm(hidden[[places[-1] for places in tree.places]]))
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
-        logits = self._step.logits(rows.tokens, rows.own, rows.slots, rows.prompts)
+        kept, lengths = None, list(map(len, rows.prompts))
+        if (traces := self._traces) is not None:
+            kept = traces.addresses([rows.prompts[slot] for slot in rows.slots], rows.paths)
+        logits = self._step.logits(rows.tokens, rows.own, rows.slots, lengths, kept)
         return draw_each(logits, draws.uniform, draws.ways, draws.rows)
+
+    @property
+    def _traces(self) -> Traces | None:
+        """If what is computed now is to be kept."""
+        traces = self.decoder.traces
+        return traces if traces is not None and traces.recording and self._grows else None
 
 
 class FixedSteps:
@@ -205,7 +219,7 @@ class FixedSteps:
 
         Rows beyond the active ones compute something that nobody reads, into strips that nobody has.
         """
-        positions = [rows.prompts[slot] + own for slot, own in zip(rows.slots, rows.own, strict=True)]
+        positions = [len(rows.prompts[slot]) + own for slot, own in zip(rows.slots, rows.own, strict=True)]
         count = len(positions)
         width = min(self.rows, max(_LEAST_ROWS, 1 << (count - 1).bit_length()))
         idle = [0] * (width - count)

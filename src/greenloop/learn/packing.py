@@ -47,6 +47,16 @@ class Pack:
         """One more than the last position."""
         return int(self.positions.max()) + 1
 
+    def paths(self) -> list[tuple[int, ...]]:
+        """[N] the tokens that lead to each token, from the prompt's first one to itself."""
+        tokens, found, ends = self.token_ids.tolist(), list[tuple[int, ...]](), list[tuple[int, ...]]()
+        for number, segment in enumerate(self.segments):
+            before = ends[segment.parent] if number else ()
+            own = tuple(tokens[len(found) : len(found) + segment.tokens])
+            found.extend((*before, *own[: end + 1]) for end in range(segment.tokens))
+            ends.append((*before, *own))
+        return found
+
 
 def pack(prompt: Sequence[int], completions: Sequence[Sequence[int]], indices: Sequence[int]) -> Pack:
     """Pack the chosen completions (each of at least one token) behind their prompt.

@@ -6,6 +6,7 @@ The reference policy is the same model without the adapter. The base stays in it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from greenloop.decoder import SUPPORTED, Decoder, DecoderLayer, supported, unwrapped
+from greenloop.decoder.native import reads
+from greenloop.decoder.traces import PIECES, Traces
 from greenloop.errors import ConfigError
 from greenloop.learn.attention import attention_for
-from greenloop.learn.layer import Plan, layer_forward, reference_forward
+from greenloop.learn.layer import Kept, Plan, layer_forward, reference_forward, replayed
 from greenloop.learn.logprob import Scored, score
-from greenloop.learn.operations import Operations, Thinning, operations_for
+from greenloop.learn.operations import Operations, Read, Thinning, operations_for
 from greenloop.learn.packing import Pack
 from greenloop.recipe import LoraSection
 from greenloop.seeding import seed_for
@@ -138,6 +141,54 @@ class Policy:
         """Write the adapter in PEFT's own format."""
         self.model.save_pretrained(str(folder), save_embedding_layers=False)
 
+    def remember(self, memory: int) -> None:
+        """Let rollouts leave what they compute for the update that follows.
+
+        Without effect where the decoder computes nothing that training could take: it needs native code for both.
+
+        Args:
+            memory: bytes at most.
+        """
+        decoder = self.decoder
+        if memory and decoder.native and reads(decoder.head) and self._thinning is None:
+            decoder.traces = Traces(decoder, memory)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """While rollouts run whose update follows."""
+        return nullcontext() if self.decoder.traces is None else self.decoder.traces.record()
+
+    def _traced(self, packs: Sequence[Pack]) -> Tensor | None:
+        """[N] the places of the packs' tokens in the decoder's traces, if all have one."""
+        traces = self.decoder.traces
+        if traces is None:
+            return None
+        found: list[int] = []
+        for pack in packs:
+            paths = pack.paths()
+            places = traces.found(paths[pack.prompt_tokens - 1], paths)
+            if places is None:
+                return None
+            found.extend(places)
+        return torch.tensor(found)
+
+    def _replayed(self, plan: Plan, places: Tensor) -> Tensor:
+        """[N, d] after all layers, from the decoder's traces."""
+        traces = self.decoder.traces
+        assert traces is not None, "places are of traces"
+
+        def kept(layer: int) -> Kept:
+            found = {name: traces.piece(layer, name)[places] for name in PIECES}
+            return Kept(
+                found["hidden"],
+                found["middle"],
+                found["attended"],
+                found["gate_up"],
+                (found["qkv"], None),
+                *(Read(found[f"low_{name}"]) for name in ("qkv", "output", "gate_up", "down")),
+            )
+
+        return replayed(plan, self.decoder.layers, kept, traces.last()[places])
+
     def _scored(self, packs: Sequence[Pack], through: LayerForward) -> list[Scored]:
         decoder, device = self.decoder, self.decoder.device
         decoder.reserve(max(pack.end for pack in packs))
@@ -149,9 +200,13 @@ class Policy:
         scored = torch.cat([pack.scored + start for pack, start in zip(packs, starts, strict=False)]).to(device)
         cos, sin = decoder.rotary(positions)
         plan = Plan(self._operations, attention_for(decoder, packs, cos, sin, together=self.together))
-        hidden = decoder.embed(token_ids)
-        for layer in decoder.layers:
-            hidden = through(plan, layer, hidden)
+        places = self._traced(packs) if through is layer_forward else None
+        if places is not None:
+            hidden = self._replayed(plan, places)
+        else:
+            hidden = decoder.embed(token_ids)
+            for layer in decoder.layers:
+                hidden = through(plan, layer, hidden)
         edges = score(decoder.norm(hidden[scored]), decoder.head, labels, self.temperature)
         pieces = edges.split([len(pack.labels) for pack in packs])
         return [piece.at(pack.edges.to(device)) for piece, pack in zip(pieces, packs, strict=True)]

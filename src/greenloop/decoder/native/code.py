@@ -71,8 +71,21 @@ def _pack(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
     pack(low, x.stride, rows, linear.rank, packed + width * ROWS * BYTES)
 
 
+@njit
+def _keep(one: Any, number: int, row: int, offset: int, source: int, count: int) -> int:
+    """Copy values of a row to where those of a layer are kept, if they are; the offset behind them."""
+    if one.kept:
+        place = integers(one.kept, one.rows)[row]
+        if place:
+            target = floats(place + (number * one.kept_layer + offset) * BYTES, count)
+            values = floats(source, count)
+            for i in range(count):
+                target[i] = values[i]
+    return offset + count
+
+
 @njit(error_model="numpy", fastmath=REORDERED)
-def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
+def _enter(one: Any, number: int, offset: int, norm: int, linear: Any, changed: bool, taken: int) -> None:
     """Add the last change to the residual stream, if there is one, and normalise it for a linear layer."""
     width = one.width
     weight = floats(norm, width)
@@ -87,17 +100,26 @@ def _enter(one: Any, norm: int, linear: Any, changed: bool, taken: int) -> None:
                     hidden[i] += change[i]
             scale(hidden, inverse_norm(hidden, one.eps), weight, normed)
         _pack(one, one.normed, first, rows, linear)
+        for row in range(first, first + rows):
+            behind = _keep(one, number, row, offset, one.hidden.at + row * one.hidden.stride * BYTES, width)
+            _keep(one, number, row, behind, one.normed.at + (row * one.normed.stride + width) * BYTES, linear.rank)
 
 
 @njit
-def _gather(one: Any, linear: Any, taken: int) -> None:
+def _gather(one: Any, number: int, offset: int, linear: Any, taken: int) -> None:
     """Pack what attention has made of all rows."""
+    heads = one.kv_heads * one.heads * one.head_width
     for first in portions(taken, one.rows, ROWS):
-        _pack(one, one.mixed, first, min(ROWS, one.rows - first), linear)
+        rows = min(ROWS, one.rows - first)
+        _pack(one, one.mixed, first, rows, linear)
+        for row in range(first, first + rows):
+            projected = heads + 2 * one.kv_heads * one.head_width
+            behind = _keep(one, number, row, offset, one.qkv.at + row * one.qkv.stride * BYTES, projected)
+            _keep(one, number, row, behind, one.mixed.at + row * one.mixed.stride * BYTES, heads + linear.rank)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
-def _gate(one: Any, linear: Any, taken: int) -> None:
+def _gate(one: Any, number: int, offset: int, linear: Any, taken: int) -> None:
     """silu(gate) * up."""
     inner = one.inner
     for first in portions(taken, one.rows, ROWS):
@@ -107,6 +129,10 @@ def _gate(one: Any, linear: Any, taken: int) -> None:
             gated = floats(one.gated.at + row * one.gated.stride * BYTES, inner)
             open_gate(both, gated)
         _pack(one, one.gated, first, rows, linear)
+        for row in range(first, first + rows):
+            gate_up = one.gate_up.at + row * one.gate_up.stride * BYTES
+            behind = _keep(one, number, row, offset, gate_up, 2 * inner)
+            _keep(one, number, row, behind, one.gated.at + (row * one.gated.stride + inner) * BYTES, linear.rank)
 
 
 @njit
@@ -215,26 +241,30 @@ def _decode(one: Any) -> None:
     taken, meetings = one.counts, 0
     for number in range(one.layer_count):
         layer = layers[number]
-        _enter(one, layer.input_norm, layer.qkv, number > 0, taken)
+        # What is kept of a layer, in the order of `traces.PIECES`.
+        after_qkv = one.width + layer.qkv.rank
+        heads = one.kv_heads * one.heads * one.head_width
+        middle = after_qkv + 2 * heads + 2 * one.kv_heads * one.head_width + layer.output.rank
+        _enter(one, number, 0, layer.input_norm, layer.qkv, number > 0, taken)
         meetings = meet(one, meetings + team)
         _linear(one, layer.qkv, one.qkv, taken + INTEGER)
         meetings = meet(one, meetings + team)
         _attend(one, layer, scratch, taken + 2 * INTEGER)
         meetings = meet(one, meetings + team)
-        _gather(one, layer.output, taken + 3 * INTEGER)
+        _gather(one, number, after_qkv, layer.output, taken + 3 * INTEGER)
         meetings = meet(one, meetings + team)
         _linear(one, layer.output, one.change, taken + 4 * INTEGER)
         meetings = meet(one, meetings + team)
-        _enter(one, layer.mlp_norm, layer.gate_up, True, taken + 5 * INTEGER)
+        _enter(one, number, middle, layer.mlp_norm, layer.gate_up, True, taken + 5 * INTEGER)
         meetings = meet(one, meetings + team)
         _linear(one, layer.gate_up, one.gate_up, taken + 6 * INTEGER)
         meetings = meet(one, meetings + team)
-        _gate(one, layer.down, taken + 7 * INTEGER)
+        _gate(one, number, middle + one.width + layer.gate_up.rank, layer.down, taken + 7 * INTEGER)
         meetings = meet(one, meetings + team)
         _linear(one, layer.down, one.change, taken + 8 * INTEGER)
         meetings = meet(one, meetings + team)
         taken += PHASES * INTEGER
-    _enter(one, one.norm, one.head, True, taken)
+    _enter(one, one.layer_count, 0, one.norm, one.head, True, taken)
     meet(one, meetings + team)
     _linear(one, one.head, one.logits, taken + INTEGER)
 

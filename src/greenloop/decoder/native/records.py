@@ -98,6 +98,11 @@ STEP = np.dtype(
         ("head", LINEAR),
         ("scratch", "i8"),  # of every thread
         ("scratch_size", "i8"),  # values
+        (
+            "kept",
+            "i8",
+        ),  # int64 [rows] where rows leave values (`decoder.traces`), 0 for nowhere; or 0
+        ("kept_layer", "i8"),  # values from a layer's to the next layer's
         ("counts", "i8"),  # int64 zeros: what is taken of each phase
         ("entered", "i8"),  # int64 0: threads that have entered
         *MEETING,

@@ -104,13 +104,21 @@ class Step:
             "head": _linear(decoder.lm_head),
             "scratch": self._scratch.data_ptr(),
             "scratch_size": scratch,
+            "kept_layer": 0 if decoder.traces is None else decoder.traces.layer_width,
             "counts": self._taken.ctypes.data,
             "entered": self._met[1:].ctypes.data,
             **meeting(self._met.ctypes.data),
         }
         self._record = record(STEP, fields)
 
-    def logits(self, tokens: Sequence[int], own: Sequence[int], slots: Sequence[int], prompts: Sequence[int]) -> Tensor:
+    def logits(
+        self,
+        tokens: Sequence[int],
+        own: Sequence[int],
+        slots: Sequence[int],
+        prompts: Sequence[int],
+        kept: np.ndarray | None = None,
+    ) -> Tensor:
         """The logits after the rows' last tokens, whose keys and values go into the cache.
 
         Args:
@@ -118,6 +126,7 @@ class Step:
             own: [B] tokens in each row's strip before.
             slots: [B] slot of each row's prompt.
             prompts: [slots in use] tokens of each prompt.
+            kept: int64 [B] addresses for the rows' values (`Traces.addresses`).
 
         Returns:
             [B, V] float32.
@@ -138,6 +147,7 @@ class Step:
         arrays = {"own": before, "order": order, "chunks": chunks, "prompts": lengths}
         for name, array in arrays.items():
             one[name] = array.ctypes.data
+        one["kept"] = 0 if kept is None else kept.ctypes.data
         one["logits"]["at"], one["logits"]["stride"] = logits.data_ptr(), logits.shape[1]
         run(self._function, one.ctypes.data, self._threads)
         return logits[:, :vocabulary]

@@ -1,0 +1,144 @@
+"""What the sampler has computed on its way, kept so that the trainer need not compute it again.
+
+Between a rollout and its update the weights do not change, so the update's forward over the sampled tokens is the one
+that the rollout has made. A token's values are found by the tokens that lead to it, from the prompt's first one on.
+Memory is bounded: where it ends, whole groups are given up, since half a group is of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from greenloop.decoder.stack import Decoder
+
+PIECES = ("hidden", "low_qkv", "qkv", "attended", "low_output", "middle", "low_gate_up", "gate_up", "low_down")
+"""Of a token in a layer, in their order: the residual stream before, x A^T of each linear layer, queries, keys and
+values before they are turned, what attention made of them, the residual stream after it, gate and up."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """What is kept behind one prompt."""
+
+    prompt: dict[tuple[int, ...], int] = field(default_factory=dict)
+    completions: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+
+class Traces:
+    """Values of tokens under the present weights, [capacity, L * layer width + d] float32."""
+
+    def __init__(self, decoder: Decoder, memory: int) -> None:
+        """Empty.
+
+        Args:
+            decoder: whose native code computes the tokens.
+            memory: bytes at most.
+        """
+        layer = decoder.layers[0]
+        widths = (
+            layer.qkv.in_features,
+            layer.qkv.rank,
+            len(layer.qkv.weight),
+            layer.output.in_features,
+            layer.output.rank,
+            layer.gate_up.in_features,
+            layer.gate_up.rank,
+            len(layer.gate_up.weight),
+            layer.down.rank,
+        )
+        ends = np.cumsum(widths).tolist()
+        self._pieces = {name: slice(end - width, end) for name, end, width in zip(PIECES, ends, widths, strict=True)}
+        self.layer_width: int = ends[-1]
+        width = len(decoder.layers) * self.layer_width + widths[0]
+        self.values = torch.empty(memory // (4 * width), width)
+        """Pages that are not written take no memory."""
+        self.recording = False
+        self.clear()
+
+    def clear(self) -> None:
+        """The weights have changed."""
+        self._groups: dict[tuple[int, ...], _Group] = {}
+        self._given_up: set[tuple[int, ...]] = set()
+        self._free: list[int] = []
+        self._used = 0
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keep what is sampled meanwhile."""
+        self.recording = True
+        try:
+            yield
+        finally:
+            self.recording = False
+
+    def piece(self, layer: int, name: str) -> Tensor:
+        """[capacity, width] of one layer, a view; see `PIECES`."""
+        start = layer * self.layer_width
+        piece = self._pieces[name]
+        return self.values[:, start + piece.start : start + piece.stop]
+
+    def last(self) -> Tensor:
+        """[capacity, d] of the residual stream after all layers, a view."""
+        return self.values[:, -(self._pieces["hidden"].stop) :]
+
+    def prompts(self, prompts: Sequence[tuple[int, ...]], places: Sequence[Sequence[int]], count: int) -> int | None:
+        """The first of `count` places for the tokens of prompts; None if they do not fit.
+
+        Args:
+            prompts: to come.
+            places: where each prompt's tokens stand among the `count`.
+            count: tokens; those that several prompts begin with count once.
+        """
+        if self._used + count > len(self.values):
+            self._given_up.update(prompts)
+            return None
+        first, self._used = self._used, self._used + count
+        for prompt, mine in zip(prompts, places, strict=True):
+            found = {prompt[: end + 1]: first + place for end, place in enumerate(mine)}
+            self._groups[prompt] = _Group(prompt=found)
+        return first
+
+    def place(self, prompt: tuple[int, ...], path: tuple[int, ...]) -> int | None:
+        """A place for the token at the end of `path`, which goes on from its prompt; None if there is none."""
+        if prompt in self._given_up or prompt not in self._groups:
+            return None
+        if not self._free and self._used == len(self.values):
+            # The last group that came gives its places to the others.
+            victim, group = self._groups.popitem()
+            self._given_up.add(victim)
+            self._free.extend(group.completions.values())
+            if victim == prompt or not self._free:
+                return None
+        if self._free:
+            at = self._free.pop()
+        else:
+            at, self._used = self._used, self._used + 1
+        self._groups[prompt].completions[path] = at
+        return at
+
+    def addresses(self, prompts: Sequence[tuple[int, ...]], paths: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """int64 [n] where native code may write each token's values; 0 where it must not."""
+        size = self.values.stride(0) * 4
+        places = [self.place(prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+        given_up = [prompt in self._given_up for prompt in prompts]
+        base = self.values.data_ptr()
+        return np.array(
+            [0 if place is None or gone else base + place * size for place, gone in zip(places, given_up, strict=True)],
+            dtype=np.int64,
+        )
+
+    def found(self, prompt: tuple[int, ...], paths: Sequence[tuple[int, ...]]) -> list[int] | None:
+        """The places of all these tokens, the prompt's own among them; None if one is missing."""
+        group = self._groups.get(prompt)
+        if group is None:
+            return None
+        places = [group.prompt.get(path, group.completions.get(path)) for path in paths]
+        return None if None in places else [place for place in places if place is not None]
