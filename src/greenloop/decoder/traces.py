@@ -66,7 +66,6 @@ class Traces:
     def clear(self) -> None:
         """The weights have changed."""
         self._groups: dict[tuple[int, ...], _Group] = {}
-        self._given_up: set[tuple[int, ...]] = set()
         self._free: list[int] = []
         self._used = 0
 
@@ -98,7 +97,6 @@ class Traces:
             count: tokens; those that several prompts begin with count once.
         """
         if self._used + count > len(self.values):
-            self._given_up.update(prompts)
             return None
         first, self._used = self._used, self._used + count
         for prompt, mine in zip(prompts, places, strict=True):
@@ -106,34 +104,29 @@ class Traces:
             self._groups[prompt] = _Group(prompt=found)
         return first
 
-    def place(self, prompt: tuple[int, ...], path: tuple[int, ...]) -> int | None:
+    def _place(self, prompt: tuple[int, ...], path: tuple[int, ...]) -> int | None:
         """A place for the token at the end of `path`, which goes on from its prompt; None if there is none."""
-        if prompt in self._given_up or prompt not in self._groups:
-            return None
-        if not self._free and self._used == len(self.values):
+        if not self._free and self._used == len(self.values) and prompt in self._groups:
             # The last group that came gives its places to the others.
-            victim, group = self._groups.popitem()
-            self._given_up.add(victim)
-            self._free.extend(group.completions.values())
-            if victim == prompt or not self._free:
-                return None
+            _, given_up = self._groups.popitem()
+            self._free.extend(given_up.completions.values())
+        if prompt not in self._groups or not (self._free or self._used < len(self.values)):
+            return None
         if self._free:
-            at = self._free.pop()
+            place = self._free.pop()
         else:
-            at, self._used = self._used, self._used + 1
-        self._groups[prompt].completions[path] = at
-        return at
+            place, self._used = self._used, self._used + 1
+        self._groups[prompt].completions[path] = place
+        return place
 
     def addresses(self, prompts: Sequence[tuple[int, ...]], paths: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """int64 [n] where native code may write each token's values; 0 where it must not."""
-        size = self.values.stride(0) * 4
-        places = [self.place(prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
-        given_up = [prompt in self._given_up for prompt in prompts]
-        base = self.values.data_ptr()
-        return np.array(
-            [0 if place is None or gone else base + place * size for place, gone in zip(places, given_up, strict=True)],
-            dtype=np.int64,
-        )
+        """int64 [n] where native code may write the values of the tokens that these paths end with; 0 for nowhere."""
+        places = [self._place(prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+        base, size = self.values.data_ptr(), self.values.stride(0) * self.values.element_size()
+        # A later row may have taken the places of an earlier one's group.
+        kept = [place is not None and prompt in self._groups for place, prompt in zip(places, prompts, strict=True)]
+        found = [base + (place or 0) * size if keep else 0 for place, keep in zip(places, kept, strict=True)]
+        return np.array(found, dtype=np.int64)
 
     def found(self, prompt: tuple[int, ...], paths: Sequence[tuple[int, ...]]) -> list[int] | None:
         """The places of all these tokens, the prompt's own among them; None if one is missing."""

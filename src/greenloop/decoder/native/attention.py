@@ -53,7 +53,7 @@ class Segments:
         """Of trees that stand one after another.
 
         Args:
-            trees: tokens and parent of each segment, as `learn.packing.Pack` has them.
+            trees: tokens and parent of each segment, the root first (`tree.Segment`).
 
         >>> found = Segments.of([[(3, 0), (2, 0)]])
         >>> found.segments.tolist(), found.seen.tolist(), found.keys
