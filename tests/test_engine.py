@@ -151,7 +151,7 @@ def rows_of_steps(monkeypatch) -> list[int]:
         drawn = steps.drawn
 
         def counted(self, flying, draws, drawn=drawn):
-            rows.append(len(flying.tokens))
+            rows.append(len(flying.completions))
             return drawn(self, flying, draws)
 
         monkeypatch.setattr(steps, "drawn", counted)

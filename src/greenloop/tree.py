@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -65,10 +66,13 @@ def alike(sequences: Sequence[Sequence[int]]) -> int:
     return min(map(len, sequences))
 
 
-def added(sequence: Sequence[int], others: Sequence[Sequence[int]]) -> int:
-    """How many tokens a sequence adds to the tree of the others.
+def size(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens their tree has.
 
-    >>> added([1, 2, 3, 4], [[5], [1, 2, 6], [1, 7]]), added([1, 2], [])
-    (2, 2)
+    >>> sequences = [[1, 2, 3, 4], [5], [1, 2, 6], [1, 7]]
+    >>> size(sequences), len(grow(sequences).tokens)
+    (7, 7)
     """
-    return len(sequence) - max((alike([sequence, other]) for other in others), default=0)
+    # In order each has most in common with its neighbour.
+    ordered = sorted(map(tuple, sequences))
+    return sum(map(len, ordered)) - sum(map(alike, pairwise(ordered)))

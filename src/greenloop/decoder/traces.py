@@ -119,9 +119,10 @@ class Traces:
         self._groups[prompt].completions[path] = place
         return place
 
-    def addresses(self, prompts: Sequence[tuple[int, ...]], paths: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """int64 [n] where native code may write the values of the tokens that these paths end with; 0 for nowhere."""
-        places = [self._place(prompt, path) for prompt, path in zip(prompts, paths, strict=True)]
+    def addresses(self, prompts: Sequence[tuple[int, ...]], completions: Sequence[Sequence[int]]) -> np.ndarray:
+        """int64 [n] where native code may write the values of each completion's last token; 0 for nowhere."""
+        pairs = zip(prompts, completions, strict=True)
+        places = [self._place(prompt, (*prompt, *completion)) for prompt, completion in pairs]
         base, size = self.values.data_ptr(), self.values.stride(0) * self.values.element_size()
         # A later row may have taken the places of an earlier one's group.
         kept = [place is not None and prompt in self._groups for place, prompt in zip(places, prompts, strict=True)]

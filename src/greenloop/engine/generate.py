@@ -217,7 +217,7 @@ class _Batch:
             for (group, sample), slot in zip(admitted, slots, strict=True):
                 seed = seed_for(self.requests[group].seed, sample)
                 one = _Sample(group, sample, uniforms(seed, self.sampling.max_new_tokens))
-                if self.steps.shares and self.active[before:] and self.active[-1].slot == slot:
+                if self.steps.shares and len(self.active) > before and self.active[-1].slot == slot:
                     self.active[-1].samples.append(one)
                 else:
                     self.active.append(_Row(slot, [one]))
@@ -251,11 +251,9 @@ class _Batch:
     def _decoded(self) -> Drawn:
         """The next token of every sample in flight."""
         rows = InFlight(
-            tokens=[row.tokens[-1] for row in self.active],
-            own=[len(row.tokens) - 1 for row in self.active],
+            completions=[row.tokens for row in self.active],
             slots=[row.slot for row in self.active],
             prompts=[slot.token_ids for slot in self.slots],
-            paths=[(*self.slots[row.slot].token_ids, *row.tokens) for row in self.active],
         )
         return self.steps.drawn(rows, self._draws(self.active))
 

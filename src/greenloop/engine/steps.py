@@ -29,7 +29,7 @@ from greenloop.engine.cache import (
 )
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import Drawn, draw, draw_each
-from greenloop.tree import Segment, added, grow
+from greenloop.tree import Segment, grow, size
 
 _LEAST_ROWS = 16
 """Fewer take as long."""
@@ -41,16 +41,27 @@ _ROUND_TOKENS = 64
 class InFlight:
     """The active rows before a step."""
 
-    tokens: Sequence[int]
-    """[B] last token of each row."""
-    own: Sequence[int]
-    """[B] tokens of its own that stand in each row's strip."""
+    completions: Sequence[Sequence[int]]
+    """[B] each row's tokens behind its prompt; the last is not in its strip yet."""
     slots: Sequence[int]
     """[B] slot of each row's prompt."""
     prompts: Sequence[tuple[int, ...]]
     """[slots in use] the prompts."""
-    paths: Sequence[tuple[int, ...]]
-    """[B] each row's tokens, from its prompt's first one on."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """[B] last token of each row."""
+        return [completion[-1] for completion in self.completions]
+
+    @property
+    def own(self) -> list[int]:
+        """[B] tokens of its own that stand in each row's strip."""
+        return [len(completion) - 1 for completion in self.completions]
+
+    @property
+    def lengths(self) -> list[int]:
+        """[slots in use] tokens of each prompt."""
+        return list(map(len, self.prompts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +123,7 @@ class FreeSteps:
         """See `Steps`."""
         own, slots, prompts, tokens = (
             torch.tensor(values, device=self.decoder.device)
-            for values in (rows.own, rows.slots, list(map(len, rows.prompts)), rows.tokens)
+            for values in (rows.own, rows.slots, rows.lengths, rows.tokens)
         )
         assert isinstance(self.cache, KVCache)
         attend = RowAttention(self.cache, slots, prompts, own)
@@ -132,7 +143,7 @@ class NativeSteps(FreeSteps):
         """See `Steps`."""
         if not self._grows:
             return super().together(prompts)
-        return sum(added(one, prompts[:at]) for at, one in enumerate(prompts)) <= self.prefill_tokens
+        return size(prompts) <= self.prefill_tokens
 
     def prefill(self, first_slot: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         """See `Steps`. What prompts begin with in common is computed once."""
@@ -154,10 +165,10 @@ class NativeSteps(FreeSteps):
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`."""
-        kept, lengths = None, list(map(len, rows.prompts))
-        if (traces := self._traces) is not None:
-            kept = traces.addresses([rows.prompts[slot] for slot in rows.slots], rows.paths)
-        logits = self._step.logits(rows.tokens, rows.own, rows.slots, lengths, kept)
+        traces = self._traces
+        prompts = [rows.prompts[slot] for slot in rows.slots]
+        kept = None if traces is None else traces.addresses(prompts, rows.completions)
+        logits = self._step.logits(rows.tokens, rows.own, rows.slots, rows.lengths, kept)
         return draw_each(logits, draws.uniform, draws.ways, draws.rows)
 
     @property
@@ -204,7 +215,7 @@ class FixedSteps:
 
     def drawn(self, rows: InFlight, draws: Draws) -> Drawn:
         """See `Steps`. If all rows have the same way, the draw is in the graph too."""
-        ways, count, width = draws.ways, len(rows.tokens), self._placed(rows)
+        ways, count, width = draws.ways, len(rows.completions), self._placed(rows)
         if len(set(ways)) > 1:
             logits = self._computed(partial(self._logits, width), (width, None))
             return draw_each(logits[:count], draws.uniform, ways, draws.rows)

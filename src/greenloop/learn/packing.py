@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from greenloop.tree import Segment, added, grow
+from greenloop.tree import Segment, grow, size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +100,12 @@ def pack_group(
     """
     packs: list[Pack] = []
     taken: list[int] = []
-    size = len(prompt)
     for index in indices:
-        inputs = completions[index][:-1]
-        more = added(inputs, [completions[other][:-1] for other in taken])
-        if taken and size + more > token_budget:
+        inputs = [completions[one][:-1] for one in (*taken, index)]
+        if taken and len(prompt) + size(inputs) > token_budget:
             packs.append(pack(prompt, completions, taken))
-            taken, size, more = [], len(prompt), len(inputs)
+            taken = []
         taken.append(index)
-        size += more
     if taken:
         packs.append(pack(prompt, completions, taken))
     return packs
