@@ -28,7 +28,7 @@ class Scored:
 
     def at(self, index: Tensor) -> Scored:
         """Of the tokens at [n] `index`, each as often as it stands there."""
-        return Scored(self.logprobs[index], self.entropy[index])
+        return Scored(self.logprobs.index_select(0, index), self.entropy.index_select(0, index))
 
     def split(self, sizes: list[int]) -> list[Scored]:
         """In pieces of `sizes` tokens."""
