@@ -207,7 +207,7 @@ class Policy:
             hidden = decoder.embed(token_ids)
             for layer in decoder.layers:
                 hidden = through(plan, layer, hidden)
-        # Not hidden[scored]: the way back of an index adds in parallel, in another order each time.
+        # Not hidden[scored]: on a processor the way back of an index adds in another order each time.
         edges = score(decoder.norm(hidden.index_select(0, scored)), decoder.head, labels, self.temperature)
         pieces = edges.split([len(pack.labels) for pack in packs])
         return [piece.at(pack.edges.to(device)) for piece, pack in zip(pieces, packs, strict=True)]
