@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SET ?=
 
-.PHONY: demo test check gate setup clean
+.PHONY: demo test test-layout check gate setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/greenloop train starter --out runs/demo $(foreach s,$(SET),--set $(s))
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+# Native code as processors with AVX-512 run it, or as those without do: the other of the two.
+test-layout: $(VENV)/.ready
+	$(BIN)/python scripts/other_layout.py
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check src tests scripts bench

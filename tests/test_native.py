@@ -24,6 +24,10 @@ from greenloop.engine.stopping import Stopper
 if not team_module.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
 
+from numba import njit
+
+from greenloop.decoder.native.tile import _tile, _whole
+
 Trees = list[list[tuple[int, int]]]
 
 PROMPTS = [list(range(3, 36)), list(range(40, 47)), list(range(60, 76))]
@@ -38,6 +42,22 @@ def test_a_product_equals_the_exact_one(rows: int):
         exact = x.double() @ weight.double().T
         found = Product(weight, blocks_of(weight))(x)
         assert (found.double() - exact).abs().max() < 1e-5 * max(1.0, float(exact.abs().max()))
+
+
+def test_tiles_that_differ_in_the_order_of_their_rows_alone_are_not_one():
+    """With AVX-512 attention's tiles and those of packed rows have the same size."""
+    plain, packed = (_tile(_whole, 12, 16, packed=order, fetching=False) for order in (False, True))
+
+    @njit
+    def both(x: int, turned: int, weight: int, out: int, of_packed: int) -> None:
+        plain(12, x, 7, weight, 64, 7, out, 16, 0, 0, 0, 0)
+        packed(12, turned, 12, weight, 64, 7, of_packed, 16, 0, 0, 0, 0)
+
+    x, weight = torch.randn(12, 7), torch.randn(7, 16)
+    turned, out, of_packed = x.T.contiguous(), torch.empty(12, 16), torch.empty(12, 16)
+    both(*(tensor.data_ptr() for tensor in (x, turned, weight, out, of_packed)))
+    torch.testing.assert_close(out, x @ weight)
+    torch.testing.assert_close(of_packed, x @ weight)
 
 
 def test_a_product_with_bfloat16_weights_rounds_nothing_more():

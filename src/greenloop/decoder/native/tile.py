@@ -40,7 +40,8 @@ _VECTOR = ir.VectorType(_FLOAT, VECTOR)
 
 def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool, fetching: bool) -> Any:
     """`tile` for one type of weights and at most so many rows, which may be `packed`; one may fetch the next block."""
-    name = f"greenloop{weights_of.__name__}_tile_{most}_{lanes}_{int(fetching)}"
+    # All that the code depends on: LLVM takes functions of one name for the same.
+    name = f"greenloop{weights_of.__name__}_tile_{most}_{lanes}_{int(packed)}_{int(fetching)}"
 
     @intrinsic
     def tile(
