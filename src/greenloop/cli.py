@@ -196,6 +196,7 @@ def generate(
     text = answer(
         model,
         request,
+        lambda line: typer.echo(line, err=True),
         cache_dir=cache_dir(),
         temperature=temperature,
         max_new_tokens=max_new_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
 from greenloop.models import resolve
 from greenloop.models.check import check
 from greenloop.models.load import load_model
+from greenloop.native_trial import try_native_code
 from greenloop.progress import Reporter
 from greenloop.prompt import get_protocol, render
 from greenloop.results import evaluation_lines, evaluation_record, write_evaluation
@@ -59,6 +61,7 @@ def evaluate_model(
     with SandboxVerifier(unsandboxed=unsandboxed) as verifier:
         reporter.say(verifier.notice)
         loaded = load_model(source, dtype=dtype, device=device)
+        try_native_code(loaded.model, reporter.say)
         engine = make_engine(loaded.model, loaded.tokenizer, rows=rows)
         tokenizer: Any = loaded.tokenizer
         reporter.begin(f"evaluate {tasks}", len(task_set.tasks) * settings.answers_per_task)
@@ -76,6 +79,7 @@ def evaluate_model(
 def answer(
     spec: str,
     request: str,
+    say: Callable[[str], None],
     *,
     cache_dir: Path,
     temperature: float,
@@ -84,7 +88,7 @@ def answer(
     dtype: str = "auto",
     device: str = "auto",
 ) -> str:
-    """The model's answer to a task in words, under the `train` protocol.
+    """The model's answer to a task in words, under the `train` protocol; `say` takes what else the user should know.
 
     Raises:
         UsageError: the model cannot be used, or the request is empty.
@@ -95,6 +99,7 @@ def answer(
     check(source, chat_template=True)
     tuning.prepare_process()
     loaded = load_model(source, dtype=dtype, device=device)
+    try_native_code(loaded.model, say)
     tokenizer: Any = loaded.tokenizer
     task = Task(task_id="request", statement=request, entry_point="", tests=())
     prompt = render(get_protocol("train"), task, tokenizer)

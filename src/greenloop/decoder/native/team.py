@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,55 @@ from greenloop.decoder.native.layout import OUTPUTS, ROWS
 from greenloop.places import cache_dir
 
 
-@functools.cache
+class _Switch:
+    """Whether native code runs in this process, where it can."""
+
+    on = True
+
+
 def available() -> bool:
-    """Whether this process can make and run native code."""
+    """Whether this process can make and run native code, and may."""
+    return _Switch.on and _possible()
+
+
+@functools.cache
+def _possible() -> bool:
     return importlib.util.find_spec("numba") is not None and _openmp() is not None
+
+
+def leave_off() -> None:
+    """Run no native code in this process; what holds some already keeps it."""
+    _Switch.on = False
+
+
+@contextlib.contextmanager
+def without_native_code() -> Iterator[None]:
+    """Run none meanwhile."""
+    before, _Switch.on = _Switch.on, False
+    try:
+        yield
+    finally:
+        _Switch.on = before
+
+
+def is_trusted() -> bool:
+    """Whether this code was found right on this processor."""
+    return _mark().is_file()
+
+
+def trust() -> None:
+    """Keep that it was; without effect where nothing can be kept."""
+    with contextlib.suppress(OSError):
+        _mark().touch()
+
+
+def _mark() -> Path:
+    """Stands beside the code that was found right; one for each compiler and processor that may share the folder."""
+    import numba
+    from llvmlite import binding
+
+    compiler = f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return _kept_code() / f"right-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}"
 
 
 @functools.cache

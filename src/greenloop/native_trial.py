@@ -1,0 +1,141 @@
+"""Whether native code computes on this processor what PyTorch's operations compute.
+
+It is made for the vectors of the processor at hand, so no test elsewhere has seen it run. Where it is made anew it is
+tried first, with a model of nothing but random numbers: what the sampler says of its tokens, the gradients from the
+activations that it leaves, and those of a forward of their own. Where that is wrong, native code is left off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from greenloop.decoder import supported
+from greenloop.decoder.native import Product, blocks_of, team
+from greenloop.engine.generate import Engine
+from greenloop.engine.request import Request, Sampling
+from greenloop.engine.stopping import Stopper
+from greenloop.learn.packing import Pack, pack
+from greenloop.learn.policy import Policy, adapt
+from greenloop.recipe import LoraSection
+from greenloop.tuning import cpu_name
+
+TOLERANCE = 1e-3
+"""Nats a token, and of a gradient its share; rounding makes 1e-5."""
+
+_SAMPLES, _WARM = 7, Sampling(temperature=1.0, max_new_tokens=40)
+_PROMPTS = [tuple(range(3, 43)), tuple(range(3, 20)), tuple(range(50, 55))]
+
+
+def try_native_code(model: Any, say: Callable[[str], None]) -> None:
+    """Try native code before this model's first use of it, once for each processor and version of the code.
+
+    Args:
+        model: the causal LM, with or without adapter.
+        say: takes a line for the user, if native code is left off.
+    """
+    if not supported(model) or next(model.parameters()).device.type != "cpu":
+        return
+    if not team.available() or team.is_trusted():
+        return
+    difference = disagreement()
+    if difference < TOLERANCE:
+        team.trust()
+    else:
+        team.leave_off()
+        say(
+            f"warning: native code computes something else than PyTorch on this processor ({cpu_name()}; off by "
+            f"{difference:.1g}) and is left off: all is right, and several times slower. Please report it"
+        )
+
+
+def disagreement() -> float:
+    """The largest difference between native code and PyTorch's operations, as `TOLERANCE` counts; NaN is infinite."""
+    model = _random_model()
+    policy = Policy(model, _WARM.temperature)
+    policy.remember(2**26)
+    try:
+        packs, drawn = _sampled(policy)
+    except IndexError:
+        # There is nothing to draw where all is NaN.
+        return math.inf
+    replayed = _slopes(policy, packs)
+    policy.refresh()
+    computed = _slopes(policy, packs)
+    with team.without_native_code():
+        exact = _slopes(Policy(model, _WARM.temperature), packs)
+    differences = [_apart(drawn, exact[0]), _half_product()]
+    for found in (replayed, computed):
+        differences.append(_apart(found[0], exact[0]))
+        pairs = zip(found[1:], exact[1:], strict=True)
+        differences += [float((one - other).norm() / other.norm()) for one, other in pairs]
+    return max(math.inf if math.isnan(one) else one for one in differences)
+
+
+def _random_model() -> Any:
+    """A Llama of random numbers with an adapter; wide enough for every size of tile and panel."""
+    config = LlamaConfig(
+        vocab_size=304,
+        hidden_size=96,
+        intermediate_size=1104,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = adapt(LlamaForCausalLM(config), LoraSection(rank=4, alpha=8), seed=0, base_name="random")
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+class _NoText:
+    """A tokenizer without text."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Nothing."""
+        return ""
+
+
+def _sampled(policy: Policy) -> tuple[list[Pack], Tensor]:
+    """A rollout's packs, and what the sampler says of their tokens."""
+    engine = Engine(policy.decoder, Stopper(_NoText(), frozenset()))
+    wanted = [Request(token_ids=prompt, samples=_SAMPLES, seed=seed) for seed, prompt in enumerate(_PROMPTS)]
+    with policy.recording():
+        found = {(one.group, one.sample): one for one in engine.generate(wanted, _WARM)}
+    packs, drawn = [], []
+    for group, prompt in enumerate(_PROMPTS):
+        completions = [found[group, k] for k in range(_SAMPLES)]
+        packs.append(pack(prompt, [one.token_ids for one in completions], range(_SAMPLES)))
+        drawn += [logprob for one in completions for logprob in one.logprobs]
+    return packs, torch.tensor(drawn)
+
+
+def _slopes(policy: Policy, packs: list[Pack]) -> list[Tensor]:
+    """Log-probs of all tokens, and the gradients of a sum of them with weights of both signs."""
+    policy.model.zero_grad()
+    scored = torch.cat([one.logprobs for one in policy.logprobs(packs)])
+    (scored * torch.linspace(-1, 2, len(scored))).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in policy.parameters if parameter.grad is not None]
+    return [scored.detach(), *gradients]
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _half_product() -> float:
+    """The same of a product with bfloat16 weights, which nothing above has."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(50, 40, generator=generator).bfloat16()
+    x = torch.randn(13, 40, generator=generator)
+    return _apart(Product(weight, blocks_of(weight))(x), x @ weight.float().T)

@@ -1,0 +1,88 @@
+"""Native code is tried before it is trusted, and left off where it is wrong."""
+
+import pytest
+import torch
+
+from conftest import NO_NATIVE, tiny_llama
+from greenloop import native_trial
+from greenloop.decoder import Decoder
+from greenloop.decoder.native import Product, Step, attention, rows, team
+from greenloop.native_trial import TOLERANCE, disagreement, try_native_code
+
+if not team.available():
+    pytest.skip(NO_NATIVE, allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def untried(tmp_path, monkeypatch):
+    """A machine on which the code has not been tried; it keeps what it has compiled."""
+    monkeypatch.setattr(team, "_mark", lambda: tmp_path / "right")
+    monkeypatch.setattr(team._Switch, "on", True)
+
+
+def test_right_code_is_tried_once():
+    said: list[str] = []
+    assert not team.is_trusted()
+    try_native_code(tiny_llama(), said.append)
+    assert team.is_trusted()
+    assert Decoder(tiny_llama()).native
+    assert not said
+
+
+def test_trusted_code_is_not_tried_again(monkeypatch):
+    team.trust()
+    monkeypatch.setattr(native_trial, "disagreement", lambda: pytest.fail("tried again"))
+    try_native_code(tiny_llama(), pytest.fail)
+
+
+def test_rounding_is_far_from_what_is_called_wrong():
+    assert 0 < disagreement() < TOLERANCE / 10
+
+
+def test_wrong_code_is_left_off_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(native_trial, "disagreement", lambda: 1.2155)
+    said: list[str] = []
+    try_native_code(tiny_llama(), said.append)
+    assert not team.is_trusted()
+    assert not Decoder(tiny_llama()).native
+    (line,) = said
+    assert "off by 1)" in line
+    assert "several times slower" in line
+
+
+def wrong_product(monkeypatch):
+    right = Product.__call__
+    monkeypatch.setattr(Product, "__call__", lambda self, x: right(self, x) + 0.01)
+
+
+def wrong_step(monkeypatch):
+    right = Step.logits
+    monkeypatch.setattr(Step, "logits", lambda *given: right(*given) + torch.linspace(0, 0.1, 304))
+
+
+def wrong_attention(monkeypatch):
+    right = attention.attend
+    for place in ("greenloop.decoder.stack.attend", "greenloop.learn.attention.attention.attend"):
+        monkeypatch.setattr(place, lambda *given: right(*given) * 1.01)
+
+
+def wrong_gradient(monkeypatch):
+    right = attention.attend_back
+    monkeypatch.setattr("greenloop.learn.attention.attention.attend_back", lambda *given: right(*given) * 1.01)
+
+
+def no_numbers(monkeypatch):
+    right = rows.normed
+    monkeypatch.setattr(rows, "normed", lambda *given: right(*given) * torch.nan)
+
+
+@pytest.mark.parametrize("break_it", [wrong_product, wrong_step, wrong_attention, wrong_gradient, no_numbers])
+def test_each_part_is_looked_at(break_it, monkeypatch):
+    break_it(monkeypatch)
+    assert not disagreement() < TOLERANCE
+
+
+def test_without_native_code_is_for_a_while():
+    with team.without_native_code():
+        assert not team.available()
+    assert team.available()
