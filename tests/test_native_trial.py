@@ -26,7 +26,8 @@ def test_right_code_is_tried_once():
     try_native_code(tiny_llama(), said.append)
     assert team.is_trusted()
     assert Decoder(tiny_llama()).native
-    assert not said
+    assert len(said) == 1
+    assert "once: about a minute" in said[0]
 
 
 def test_trusted_code_is_not_tried_again(monkeypatch):
@@ -45,9 +46,8 @@ def test_wrong_code_is_left_off_in_one_sentence(monkeypatch):
     try_native_code(tiny_llama(), said.append)
     assert not team.is_trusted()
     assert not Decoder(tiny_llama()).native
-    (line,) = said
-    assert "off by 1)" in line
-    assert "several times slower" in line
+    assert "off by 1)" in said[1]
+    assert "several times slower" in said[1]
 
 
 def wrong_product(monkeypatch):

@@ -37,12 +37,13 @@ def try_native_code(model: Any, say: Callable[[str], None]) -> None:
 
     Args:
         model: the causal LM, with or without adapter.
-        say: takes a line for the user, if native code is left off.
+        say: takes lines for the user: what takes time, and whether native code is left off.
     """
     if not supported(model) or next(model.parameters()).device.type != "cpu":
         return
     if not team.available() or team.is_trusted():
         return
+    say("compiling native code for this processor and trying it, once: about a minute")
     difference = disagreement()
     if difference < TOLERANCE:
         team.trust()
