@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ import torch
 
 from bench.work import Work
 from greenloop import tuning
+from greenloop.errors import UsageError
+from greenloop.models import resolve
+from greenloop.models.check import check
 from greenloop.places import cache_dir, data_dir
+from greenloop.tasks import load_tasks
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -27,8 +32,19 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def refuse_unusable(options: argparse.Namespace) -> None:
+    """End with one sentence and status 2 if the model or the tasks cannot be had, before any side starts."""
+    try:
+        load_tasks(options.tasks, data_dir=data_dir())
+        check(resolve(options.model, cache_dir=cache_dir()))
+    except UsageError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def work_of(options: argparse.Namespace, **sizes: Any) -> Work:
     """The options' model and tasks at these sizes, with the places of this machine."""
+    refuse_unusable(options)
     chosen = {name: getattr(options, name) for name in ("model", "tasks", "dtype", "device")}
     return Work(**chosen, **sizes, cache_dir=str(cache_dir()), data_dir=str(data_dir() or ""))
 
