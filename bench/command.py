@@ -32,19 +32,20 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def refuse_unusable(options: argparse.Namespace) -> None:
-    """End with one sentence and status 2 if the model or the tasks cannot be had, before any side starts."""
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; one sentence and status 2 if its model or tasks cannot be had, before any side starts."""
+    options = parser.parse_args()
     try:
         load_tasks(options.tasks, data_dir=data_dir())
         check(resolve(options.model, cache_dir=cache_dir()))
     except UsageError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(2)
+    return options
 
 
 def work_of(options: argparse.Namespace, **sizes: Any) -> Work:
     """The options' model and tasks at these sizes, with the places of this machine."""
-    refuse_unusable(options)
     chosen = {name: getattr(options, name) for name in ("model", "tasks", "dtype", "device")}
     return Work(**chosen, **sizes, cache_dir=str(cache_dir()), data_dir=str(data_dir() or ""))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.command import machine, parser_of, refuse_unusable, save
+from bench.command import machine, parse, parser_of, save
 from greenloop.engine.build import make_engine
 from greenloop.evaluate import EvaluationSettings, evaluate
 from greenloop.models import resolve
@@ -90,8 +90,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="only the first n tasks; 0 takes all")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="their batch sizes, each tried")
-    options = parser.parse_args()
-    refuse_unusable(options)
+    options = parse(parser)
     tasks = load_tasks(options.tasks, data_dir=data_dir())
     if options.limit:
         tasks = replace(tasks, tasks=tasks.tasks[: options.limit])

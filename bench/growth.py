@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.command import machine, parser_of, save, work_of
+from bench.command import machine, parse, parser_of, save, work_of
 from bench.side import SideProcess
 from bench.work import Work
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--curve", action="append", choices=CURVES, help="repeat for more; default all")
     parser.add_argument("--most", type=int, default=0, help="leave out sizes above this")
     parser.add_argument("--steps", type=int, default=2)
-    options = parser.parse_args()
+    options = parse(parser)
     points: list[Point] = []
     for name in options.curve or CURVES:
         curve = CURVES[name]

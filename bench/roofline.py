@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.command import machine, parser_of, save, work_of
+from bench.command import machine, parse, parser_of, save, work_of
 from bench.counting import Cost, Sizes, group_pairs
 from bench.side_greenloop import Side
 from greenloop.decoder import Decoder
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument(
         "--new-tokens", type=int, default=100, help="of the completions of the reference and the update"
     )
-    options = parser.parse_args()
+    options = parse(parser)
     if any(rows < GROUP or rows % GROUP for rows in options.rows):
         parser.error(f"--rows: {options.rows}; take multiples of {GROUP}, the size of a group")
     work = work_of(options, prompts=1, samples=GROUP, beta=0.0)

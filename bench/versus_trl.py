@@ -12,7 +12,7 @@ import json
 import statistics
 from typing import Any
 
-from bench.command import machine, parser_of, save, work_of
+from bench.command import machine, parse, parser_of, save, work_of
 from bench.side import SideProcess
 from bench.work import Work
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--trl-rows", type=int, default=16, help="TRL's per_device_train_batch_size; less takes less memory"
     )
-    options = parser.parse_args()
+    options = parse(parser)
     results = []
     for size in options.size or ["4x4", "8x8"]:
         prompts, samples = map(int, size.split("x"))

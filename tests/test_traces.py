@@ -11,6 +11,7 @@ from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.packing import Pack, pack
 from greenloop.learn.policy import Policy
+from greenloop.native_trial import slopes
 
 if not available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
@@ -26,14 +27,6 @@ def sampled(policy: Policy, prompts: list[tuple[int, ...]] = PROMPTS) -> list[Pa
     with policy.recording():
         found = {(one.group, one.sample): one.token_ids for one in engine.generate(wanted, WARM)}
     return [pack(prompt, [found[group, k] for k in range(5)], range(5)) for group, prompt in enumerate(prompts)]
-
-
-def slopes(policy: Policy, packs: list[Pack]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Log-probs, and the gradients of a sum of them with weights of both signs."""
-    policy.model.zero_grad()
-    scored = torch.cat([one.logprobs for one in policy.logprobs(packs)])
-    (scored * torch.linspace(-1, 2, len(scored))).sum().backward()
-    return scored.detach(), [parameter.grad.clone() for parameter in policy.parameters]
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])

@@ -65,15 +65,16 @@ def disagreement() -> float:
     except IndexError:
         # There is nothing to draw where all is NaN.
         return math.inf
-    replayed = _slopes(policy, packs)
+    replayed = slopes(policy, packs)
+    # Forgets what the sampler has left.
     policy.refresh()
-    computed = _slopes(policy, packs)
+    computed = slopes(policy, packs)
     with team.without_native_code():
-        exact = _slopes(Policy(model, _WARM.temperature), packs)
+        exact = slopes(Policy(model, _WARM.temperature), packs)
     differences = [_apart(drawn, exact[0]), _half_product()]
-    for found in (replayed, computed):
-        differences.append(_apart(found[0], exact[0]))
-        pairs = zip(found[1:], exact[1:], strict=True)
+    for logprobs, gradients in (replayed, computed):
+        differences.append(_apart(logprobs, exact[0]))
+        pairs = zip(gradients, exact[1], strict=True)
         differences += [float((one - other).norm() / other.norm()) for one, other in pairs]
     return max(math.inf if math.isnan(one) else one for one in differences)
 
@@ -121,13 +122,13 @@ def _sampled(policy: Policy) -> tuple[list[Pack], Tensor]:
     return packs, torch.tensor(drawn)
 
 
-def _slopes(policy: Policy, packs: list[Pack]) -> list[Tensor]:
-    """Log-probs of all tokens, and the gradients of a sum of them with weights of both signs."""
+def slopes(policy: Policy, packs: Sequence[Pack]) -> tuple[Tensor, list[Tensor]]:
+    """Log-probs of all tokens, and the parameters' gradients of a sum of them with weights of both signs."""
     policy.model.zero_grad()
     scored = torch.cat([one.logprobs for one in policy.logprobs(packs)])
     (scored * torch.linspace(-1, 2, len(scored))).sum().backward()
     gradients = [parameter.grad.clone() for parameter in policy.parameters if parameter.grad is not None]
-    return [scored.detach(), *gradients]
+    return scored.detach(), gradients
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
