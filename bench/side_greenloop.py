@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 
@@ -19,10 +21,10 @@ from greenloop.learn.optimise import make_optimizer, make_scheduler
 from greenloop.learn.policy import Policy
 from greenloop.prompt import get_protocol
 from greenloop.recipe import EngineSection, OptimizerSection, RlooSection
-from greenloop.rollout import Submitted, Wanted, submitted
+from greenloop.rollout import Submitted, Wanted, in_parts, submitted
 from greenloop.sandbox import SandboxVerifier
 from greenloop.seeding import seed_for
-from greenloop.types import Completion, Outcome, Prompt
+from greenloop.types import Completion, Outcome
 
 
 class Side:
@@ -47,31 +49,39 @@ class Side:
         )
         protocol = get_protocol("train")
         self.protocol = replace(protocol, answered=None) if work.equal else protocol
+        self.new_tokens: float = work.max_new_tokens
 
     def step(self, number: int) -> tuple[Update, list[Completion], dict[str, float]]:
         """One whole step: its update, its completions, seconds by stage."""
-        stages = Stages()
-        prompts = self.work.step_prompts(self.prompts, number)
-        sampled = stages.timed("generation", self._sampled, prompts, number)
-        outcomes = stages.timed("verification", lambda: [one.verdict.result().outcome for one in sampled])
-        rewards = [float(outcome is Outcome.PASSED) for outcome in outcomes]
-        if self.work.equal:
-            rewards = [fixed_reward(index) for index in range(len(rewards))]
-        completions = [one.completion for one in sampled]
-        groups = [
-            TokenGroup.of(prompt.token_ids, completions[index * self.work.samples : (index + 1) * self.work.samples])
-            for index, prompt in enumerate(prompts)
+        work, stages = self.work, Stages()
+        wanted = [
+            Wanted(prompt, work.samples, seed_for(number, index))
+            for index, prompt in enumerate(work.step_prompts(self.prompts, number))
         ]
-        table = torch.tensor(rewards).view(self.work.prompts, self.work.samples)
-        update = stages.timed("update", self.improver.improve, groups, table)
+        completions: list[Completion] = []
+        self.improver.begin(work.completions)
+        for part in in_parts(wanted, self.policy.room, self.new_tokens):
+            sampled = stages.timed("generation", self._sampled, part)
+            outcomes = stages.timed("verification", lambda done=sampled: [one.verdict.result().outcome for one in done])
+            rewards = [float(outcome is Outcome.PASSED) for outcome in outcomes]
+            if work.equal:
+                rewards = [fixed_reward(len(completions) + index) for index in range(len(rewards))]
+            found = [one.completion for one in sampled]
+            groups = [
+                TokenGroup.of(one.prompt.token_ids, found[index * work.samples : (index + 1) * work.samples])
+                for index, one in enumerate(part)
+            ]
+            stages.timed("update", self.improver.add, groups, torch.tensor(rewards).view(len(part), work.samples))
+            completions += found
+        update = stages.timed("update", self.improver.finish)
+        self.new_tokens = fmean(len(completion.token_ids) for completion in completions)
         stages.timed("update", self.engine.refresh)
         stages.seconds["reference"] = update.reference_s
         stages.seconds["update"] -= update.reference_s
         return update, completions, stages.seconds
 
-    def _sampled(self, prompts: list[Prompt], number: int) -> list[Submitted]:
+    def _sampled(self, wanted: Sequence[Wanted]) -> list[Submitted]:
         """All completions in order, each handed to the judge when it ended."""
-        wanted = [Wanted(prompt, self.work.samples, seed_for(number, index)) for index, prompt in enumerate(prompts)]
         sampling = Sampling(temperature=1.0, max_new_tokens=self.work.max_new_tokens)
         with self.policy.recording():
             sampled = list(submitted(self.engine, self.verifier, self.protocol, wanted, sampling))

@@ -119,6 +119,36 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     assert torch.equal(weights(one), before)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.05])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_an_update_in_parts_is_the_update_of_the_whole(beta: float, passes: int):
+    groups, rewards = [group(), group(80), group(120)], torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0], [1.0, 1, 1, 0]])
+    whole, apart = improver(beta=beta, passes=passes), improver(beta=beta, passes=passes)
+    before = weights(apart)
+    expected = whole.improve(groups, rewards)
+    apart.begin(rewards.numel())
+    apart.add(groups[:2], rewards[:2])
+    assert torch.equal(weights(apart), before)
+    apart.add(groups[2:], rewards[2:])
+    actual = apart.finish()
+    assert actual.advantages.shape == rewards.shape
+    assert actual.optimizer_steps == passes
+    assert actual.trained_tokens == expected.trained_tokens
+    assert actual.loss == pytest.approx(expected.loss, abs=1e-7)
+    assert actual.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    torch.testing.assert_close(weights(apart), weights(whole), atol=1e-6, rtol=0)
+
+
+def test_what_was_added_to_an_update_that_was_not_finished_is_dropped():
+    rewards = torch.tensor([[1.0, 0, 0, 1]])
+    fresh, again = improver(), improver()
+    again.begin(4)
+    again.add([group(80)], rewards)
+    first, second = fresh.improve([group()], rewards), again.improve([group()], rewards)
+    assert (first.loss, first.grad_norm, first.trained_tokens) == (second.loss, second.grad_norm, second.trained_tokens)
+    assert torch.equal(weights(fresh), weights(again))
+
+
 def test_a_loaded_checkpoint_is_the_policy_that_was_saved(tmp_path: Path):
     one, other = improver(), improver()
     one.improve([group()], torch.tensor([[1.0, 0.0, 0.0, 1.0]]))

@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_llama
+from greenloop import rollout
 from greenloop.curriculum import Experience
 from greenloop.deck import Deck
 from greenloop.errors import ConfigError, RunError, TrainingError
+from greenloop.learn.improve import Improver, TokenGroup
+from greenloop.learn.policy import Policy
 from greenloop.progress import Silent
 from greenloop.recipe import Recipe, validated
 from greenloop.run_folder import RunFolder, complete_checkpoints, keep_last, read_journal, write_folder
@@ -199,6 +202,34 @@ def test_a_killed_run_resumes_to_the_same_adapter_bit_for_bit(
         for record in read_journal(whole.journal)
     ]
     assert kept == wanted
+
+
+def test_a_step_in_parts_samples_and_learns_the_same(
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+):
+    chosen = recipe(model_folder, tasks_file, prompts=4, steps=2)
+    whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
+    sizes: list[int] = []
+    add = Improver.add
+
+    def spied(self: Improver, groups: list[TokenGroup], *rest: object) -> None:
+        sizes.append(len(groups))
+        add(self, groups, *rest)
+
+    prompt = read_journal(whole.journal)[0]["prompt_tokens"] // 4
+    monkeypatch.setattr(Improver, "add", spied)
+    monkeypatch.setattr(Policy, "room", property(lambda policy: prompt + 40))
+    monkeypatch.setattr(rollout, "_WORTH_A_STEP", 1)
+    parts = train(chosen, tmp_path / "parts", places, Silent(), judge=ByChecksum)
+    assert sizes == [1] * 8
+    for one, other in zip(read_journal(whole.journal), read_journal(parts.journal), strict=True):
+        assert one["task_outcomes"] == other["task_outcomes"]
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    first, second = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, parts))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=0)
 
 
 def test_a_run_never_overwrites_another(finished: tuple[RunFolder, Recipe], places: Places):

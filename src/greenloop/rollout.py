@@ -5,14 +5,20 @@ Each completion is handed to the verifier as soon as it ends, while others still
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 
 from greenloop.engine.request import Generator, Request, Sampling
 from greenloop.prompt import PromptProtocol, well_formed
 from greenloop.seeding import seed_for
 from greenloop.types import Completion, Group, Prompt, Verdict, Verifier
+
+_WORTH_A_STEP = 16
+"""Completions that a decode step should have at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +67,51 @@ def submitted(
         yield Submitted(one.prompt, one.greedy, completion, program, verifier.submit(one.prompt.task, program))
 
 
+def wanted_of(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Wanted]:
+    """K completions of every prompt.
+
+    Sample k of a task draws from (seed, task id, turn, k) alone; a task that stands twice has turns 0 and 1.
+    """
+    return [
+        Wanted(prompt, samples, seed_for(seed, prompt.task.task_id, turn))
+        for prompt, turn in zip(prompts, _turns(prompts), strict=True)
+    ]
+
+
+def in_parts(wanted: Sequence[Wanted], room: int, new_tokens: float) -> list[Sequence[Wanted]]:
+    """A step's groups in parts, each to be sampled and learned from before the next.
+
+    What the sampler keeps for training has room for so many tokens, so a step that has twice as many or more is cut;
+    not to less than 16 completions, since a decode step of few rows waits for memory, and not where a single group
+    has no room.
+
+    Args:
+        wanted: all of the step.
+        room: tokens; 0: nothing is kept.
+        new_tokens: that a completion is expected to have.
+    """
+    needs = [len(one.prompt.token_ids) + one.samples * new_tokens for one in wanted]
+    each = fmean(needs)
+    if sum(needs) < 2 * room or each > room:
+        return [wanted]
+    most = max(int(room / each), math.ceil(_WORTH_A_STEP / fmean(one.samples for one in wanted)))
+    count = math.ceil(len(wanted) / most)
+    cuts = [len(wanted) * part // count for part in range(count + 1)]
+    return [wanted[start:end] for start, end in pairwise(cuts)]
+
+
 def roll_out(
     generator: Generator,
     verifier: Verifier,
     protocol: PromptProtocol,
-    prompts: Sequence[Prompt],
-    *,
-    samples: int,
+    wanted: Sequence[Wanted],
     sampling: Sampling,
-    seed: int,
 ) -> list[Group]:
-    """K judged completions of every prompt, in the order of the prompts.
-
-    Sample k of a task draws from (seed, task id, turn, k) alone; a task that stands twice has turns 0 and 1.
-    """
-    wanted = [
-        Wanted(prompt, samples, seed_for(seed, prompt.task.task_id, turn))
-        for prompt, turn in zip(prompts, _turns(prompts), strict=True)
-    ]
-    members: list[list[Submitted]] = [[] for _ in prompts]
+    """The judged completions of every prompt, in the order of the prompts."""
+    members: list[list[Submitted]] = [[] for _ in wanted]
     for one in submitted(generator, verifier, protocol, wanted, sampling):
         members[one.completion.group].append(one)
-    return [_group(prompt, group) for prompt, group in zip(prompts, members, strict=True)]
+    return [_group(one.prompt, group) for one, group in zip(wanted, members, strict=True)]
 
 
 def _turns(prompts: Sequence[Prompt]) -> list[int]:

@@ -1,7 +1,7 @@
 """A step's judged groups: which tasks, sampled and judged, with dead groups replaced.
 
-In: a recipe, an engine, a verifier. Out: P groups a step, the same for the same seed, step and experience. Knows no
-gradient and no file; what a probe found is the caller's to keep.
+In: a recipe, an engine, a verifier. Out: P groups a step, at once or in parts; the same for the same seed, step and
+experience. Knows no gradient and no file; what a probe found is the caller's to keep.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from greenloop.engine.request import Generator, Sampling
 from greenloop.prompt import get_protocol, render
 from greenloop.recipe import Recipe
 from greenloop.rewards import is_dead
-from greenloop.rollout import Wanted, roll_out, submitted
+from greenloop.rollout import Wanted, roll_out, submitted, wanted_of
 from greenloop.seeding import seed_for
 from greenloop.types import Group, Prompt, Task, Verifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What one step sampled."""
+    """What one step, or a part of it, sampled."""
 
     drawn: list[Group]
     """P groups; pass rate and dead groups are counted on these."""
@@ -32,6 +32,16 @@ class Sampled:
     trained: list[Group]
     """P groups: `drawn` with dead ones replaced by live extra ones."""
     refilled: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sampled]) -> Sampled:
+        """A whole step of its parts."""
+        return cls(
+            drawn=[group for part in parts for group in part.drawn],
+            extra=[group for part in parts for group in part.extra],
+            trained=[group for part in parts for group in part.trained],
+            refilled=sum(part.refilled for part in parts),
+        )
 
 
 class Supply:
@@ -65,37 +75,47 @@ class Supply:
             on_completion()
         return outcome_counts((one.prompt.task.task_id, one.verdict.result()) for one in pending)
 
-    def groups(self, step: int, experience: Experience | None) -> Sampled:
-        """The step's groups as drawn, and as trained: dead ones replaced by live extra ones, within the budget."""
-        weights = None if experience is None else experience.weights(self.recipe.samples, self.recipe.curriculum.focus)
+    def wanted(self, step: int, experience: Experience | None) -> list[Wanted]:
+        """The step's P groups, to be sampled."""
+        weights = self._weights(experience)
         tasks = (
             self.deck.draw(step, self.recipe.prompts)
             if weights is None
             else self.deck.favour(step, self.recipe.prompts, weights)
         )
-        drawn = self._roll_out(tasks, seed_for(self.recipe.seed, step))
+        return self._wanted(tasks, seed_for(self.recipe.seed, step))
+
+    def groups(self, step: int, wanted: Sequence[Wanted], experience: Experience | None) -> Sampled:
+        """Groups as drawn, and as trained: dead ones replaced by live extra ones, within the budget.
+
+        Args:
+            step: from 0.
+            wanted: groups of that step; all of them where there is a budget.
+            experience: what the weights of extra tasks come from.
+        """
+        drawn = self._roll_out(wanted)
         dead = [index for index, group in enumerate(drawn) if is_dead(group)]
         budget = min(self.recipe.rloo.refill, len(dead))
         extra: list[Group] = []
         if budget:
-            others = self.deck.extra(step, budget, tasks, weights)
-            extra = self._roll_out(others, seed_for(self.recipe.seed, step, "refill"))
+            tasks = [one.prompt.task for one in wanted]
+            others = self.deck.extra(step, budget, tasks, self._weights(experience))
+            extra = self._roll_out(self._wanted(others, seed_for(self.recipe.seed, step, "refill")))
         trained = list(drawn)
         live = [group for group in extra if not is_dead(group)]
         for index, group in zip(dead, live, strict=False):
             trained[index] = group
         return Sampled(drawn=drawn, extra=extra, trained=trained, refilled=len(live))
 
-    def _roll_out(self, tasks: Sequence[Task], seed: int) -> list[Group]:
-        return roll_out(
-            self.engine,
-            self.verifier,
-            self.protocol,
-            [self._prompt(task) for task in tasks],
-            samples=self.recipe.samples,
-            sampling=self._sampling(),
-            seed=seed,
-        )
+    def _weights(self, experience: Experience | None) -> dict[str, float] | None:
+        """Of the tasks, by id; None draws them in turn."""
+        return None if experience is None else experience.weights(self.recipe.samples, self.recipe.curriculum.focus)
+
+    def _wanted(self, tasks: Sequence[Task], seed: int) -> list[Wanted]:
+        return wanted_of([self._prompt(task) for task in tasks], self.recipe.samples, seed)
+
+    def _roll_out(self, wanted: Sequence[Wanted]) -> list[Group]:
+        return roll_out(self.engine, self.verifier, self.protocol, wanted, self._sampling())
 
     def _prompt(self, task: Task) -> Prompt:
         return render(self.protocol, task.showing(self.recipe.prompt.shown), self.tokenizer, shots=self.shots)

@@ -41,12 +41,13 @@ from greenloop.record import Clock, rollout_record, update_record
 from greenloop.results import json_text
 from greenloop.resume import check_resumable
 from greenloop.rewards import reward_matrix
+from greenloop.rollout import in_parts
 from greenloop.run_folder import RunFolder, keep_last, read_journal, write_folder
 from greenloop.sandbox import Limits, SandboxVerifier
 from greenloop.seeding import seed_for
-from greenloop.supply import Supply
+from greenloop.supply import Sampled, Supply
 from greenloop.tasks import load_tasks
-from greenloop.types import Group, Outcome, TaskSet, Verifier
+from greenloop.types import Outcome, TaskSet, Verifier
 
 _HARNESS_LIMIT = 0.01
 _GAP_ALARM_NATS = 0.05
@@ -158,6 +159,8 @@ class Run:
         )
         self.progress = Progress(step=0)
         self.experience: Experience | None = None
+        self.new_tokens: float = recipe.sampling.max_new_tokens
+        """That a completion is expected to have: the last step's mean."""
         self.minutes = 0.0
 
     def resume(self) -> None:
@@ -166,7 +169,9 @@ class Run:
         assert newest is not None, "checked before anything was loaded"
         self.progress = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler)
         self.folder.truncate_journal(self.progress.step)
-        self.minutes = sum(record["seconds"]["total"] for record in read_journal(self.folder.journal)) / 60
+        for record in read_journal(self.folder.journal):
+            self.minutes += record["seconds"]["total"] / 60
+            self.new_tokens = record["length_mean"]
         self.engine.refresh()
         self.reporter.say(f"resumed after step {self.progress.step} from {newest}")
 
@@ -198,6 +203,7 @@ class Run:
             record = self._step(self.progress.step)
             self.reporter.say(step_line(record, self.recipe.steps))
             self.minutes += record["seconds"]["total"] / 60
+            self.new_tokens = record["length_mean"]
             self.reporter.advance(
                 f"pass {record['pass_rate'] or 0:.0%}  {record['tokens_per_s']['rollout']:.0f} tokens/s"
             )
@@ -206,16 +212,13 @@ class Run:
     def _step(self, step: int) -> dict[str, Any]:
         """One step of the line; its journal record."""
         clock = Clock()
-        with self.policy.recording():
-            sampled = self.supply.groups(step, self.experience)
-        clock.lap("rollout")
-        rewards = reward_matrix(sampled.trained, self.recipe.reward)
-        update = self._improve(step, sampled.trained, rewards)
+        sampled, update = self._learn(step, clock)
         self.engine.refresh()
         clock.lap("update")
         self.progress = replace(self.progress, step=step + 1)
         validation = self._validate(step)
         clock.lap("validation")
+        rewards = reward_matrix(sampled.trained, self.recipe.reward)
         self.folder.write_rollouts(step, sampled.trained, rewards, update.advantages.tolist())
         record = {
             "step": step,
@@ -255,17 +258,33 @@ class Run:
                 "the rollouts are not those of the policy that learns"
             )
 
-    def _improve(self, step: int, groups: list[Group], rewards: list[list[float]]) -> Update:
+    def _learn(self, step: int, clock: Clock) -> tuple[Sampled, Update]:
+        """Sample, judge and learn, part by part; one optimiser step (or the recipe's passes) in the end."""
+        wanted = self.supply.wanted(step, self.experience)
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
-        tokens = [TokenGroup.of(group.prompt.token_ids, group.completions) for group in groups]
+        self.improver.begin(sum(one.samples for one in wanted))
+        parts: list[Sampled] = []
         try:
-            return self.improver.improve(tokens, torch.tensor(rewards))
+            for part in in_parts(wanted, self._room(), self.new_tokens):
+                with self.policy.recording():
+                    sampled = self.supply.groups(step, part, self.experience)
+                clock.lap("rollout")
+                tokens = [TokenGroup.of(group.prompt.token_ids, group.completions) for group in sampled.trained]
+                self.improver.add(tokens, torch.tensor(reward_matrix(sampled.trained, self.recipe.reward)))
+                clock.lap("update")
+                parts.append(sampled)
+            return Sampled.joined(parts), self.improver.finish()
         except TrainingError as error:
             self.save()
             raise TrainingError(
                 f"step {step + 1}: {error}; no step was taken with it. The state before it is in "
                 f"{self.folder.newest_checkpoint()}; start again with a lower optimizer.learning_rate or dtype=float32"
             ) from None
+
+    def _room(self) -> int:
+        """Tokens that the sampler can keep for an update; 0 where the update needs the whole step at once."""
+        rloo = self.recipe.rloo
+        return 0 if rloo.refill or rloo.normalize_advantages else self.policy.room
 
     def _validate(self, step: int) -> float | None:
         """Greedy pass rate on the validation tasks, on its turn; keeps the best adapter."""

@@ -64,14 +64,15 @@ class Traces:
         self.clear()
 
     def clear(self) -> None:
-        """The weights have changed."""
+        """The weights have changed, or what was kept has been used."""
         self._groups: dict[tuple[int, ...], _Group] = {}
         self._free: list[int] = []
         self._used = 0
 
     @contextmanager
     def record(self) -> Iterator[None]:
-        """Keep what is sampled meanwhile."""
+        """Keep what is sampled meanwhile, and nothing from before."""
+        self.clear()
         self.recording = True
         try:
             yield

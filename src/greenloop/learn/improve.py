@@ -95,8 +95,8 @@ class _Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """One batch of rollouts and what is known of it; the first pass fills in what is not."""
+class _Part:
+    """Groups of one rollout and what is known of them; the first pass fills in what is not."""
 
     groups: Sequence[TokenGroup]
     rewards: Tensor
@@ -132,43 +132,64 @@ class Improver:
         self.group_tokens = rloo.token_budget or policy.most_tokens
         self.batch_tokens = rloo.token_budget or policy.batch_tokens
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
+        self._parts: list[_Part] = []
+        self._tally = _Tally()
+        self._completions, self._sum = 0, 0.0
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
-        """Take the recipe's passes over one batch.
+        """Take the recipe's passes over one batch that is there as a whole; see `add` and `finish`."""
+        self.begin(rewards.numel())
+        self.add(groups, rewards, behaviour)
+        return self.finish()
+
+    def begin(self, completions: int) -> None:
+        """A new update, of P * K completions in all; what was added to one that was not finished is dropped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._completions, self._parts, self._tally, self._sum = completions, [], _Tally(), 0.0
+
+    def add(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> None:
+        """Gradients of a part of the update's groups, while what the sampler kept of them is still there.
+
+        With `normalize_advantages` the one part is the whole batch.
 
         Args:
-            groups: P prompts with K completions each.
-            rewards: [P, K] task rewards, clipped; NaN where unjudged.
-            behaviour: [P, K] summed log-probs under the policy that sampled, for data that is not fresh; None says
+            groups: p of the P prompts with K completions each.
+            rewards: [p, K] task rewards, clipped; NaN where unjudged.
+            behaviour: [p, K] summed log-probs under the policy that sampled, for data that is not fresh; None says
                 that the present policy did.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        # Between two rollouts the second copy of the weights would only stand beside the activations.
+        self.policy.decoder.unpack()
+        part = _Part(
+            groups=groups,
+            rewards=rewards,
+            behaviour=behaviour,
+            advantages=self._advantages_ahead(groups, rewards, behaviour),
+            fresh=torch.full_like(rewards, math.nan),
+        )
+        self._parts.append(part)
+        self._sum += sum(self._first_pass(part, batch) for batch in self._batches(part))
+
+    def finish(self) -> Update:
+        """Take the first pass's optimiser step, and the recipe's further passes.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; no step was taken with it.
         """
-        # Between two rollouts the second copy of the weights would only stand beside the activations.
-        self.policy.decoder.unpack()
-        tally = _Tally()
-        step = _Step(
-            groups=groups,
-            rewards=rewards,
-            behaviour=behaviour,
-            advantages=self._advantages_ahead(groups, rewards, behaviour, tally),
-            fresh=torch.full_like(rewards, math.nan),
-        )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = sum(self._first_pass(step, batch, tally) for batch in self._batches(step))
+        tally, loss = self._tally, self._sum
         steps, norm = 0, 0.0
         if tally.rows:
             norm, steps = self._step(loss), 1
             for _ in range(self.rloo.passes - 1):
                 self.optimizer.zero_grad(set_to_none=True)
-                again = sum(self._later_pass(step, batch, tally) for batch in self._batches(step))
+                again = sum(self._later_pass(part, batch) for part in self._parts for batch in self._batches(part))
                 norm, steps = self._step(again), steps + 1
-        return _update(tally, step.advantages, loss, norm, steps)
+        return _update(tally, torch.cat([part.advantages for part in self._parts]), loss, norm, steps)
 
-    def _advantages_ahead(
-        self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None, tally: _Tally
-    ) -> Tensor:
+    def _advantages_ahead(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None) -> Tensor:
         """[P, K] advantages; rows that the first pass will fill in (from its own forward) are NaN."""
         if not self.beta:
             advantages = leave_one_out(rewards)
@@ -177,85 +198,83 @@ class Improver:
             for p, group in enumerate(groups):
                 if self.rloo.normalize_advantages or len(self._packs(group, range(rewards.shape[1]))) > 1:
                     old = None if behaviour is None else behaviour[p]
-                    advantages[p] = self._measured_advantages(group, rewards[p], old, tally)
+                    advantages[p] = self._measured_advantages(group, rewards[p], old)
         if self.rloo.normalize_advantages:
             advantages = normalized(advantages, rewards)
         return advantages
 
     @torch.no_grad()
-    def _measured_advantages(
-        self, group: TokenGroup, rewards: Tensor, behaviour: Tensor | None, tally: _Tally
-    ) -> Tensor:
+    def _measured_advantages(self, group: TokenGroup, rewards: Tensor, behaviour: Tensor | None) -> Tensor:
         """[K] KL-shaped advantages from forwards without gradient."""
         sums = torch.empty_like(rewards)
         reference = torch.empty_like(rewards)
         for pack in self._packs(group, range(rewards.shape[0])):
             rows = list(pack.completions)
             sums[rows] = _per_completion(self.policy.logprobs([pack])[0].logprobs, pack)
-            reference[rows] = self._references([pack], tally)[0]
-        return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference, tally)
+            reference[rows] = self._references([pack])[0]
+        return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference)
 
-    def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor, tally: _Tally) -> Tensor:
+    def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor) -> Tensor:
         kl = behaviour - reference
-        tally.kl.append(kl)
+        self._tally.kl.append(kl)
         return leave_one_out(kl_shaped(rewards, kl, self.beta)[None])[0]
 
-    def _references(self, packs: Sequence[Pack], tally: _Tally) -> list[Tensor]:
+    def _references(self, packs: Sequence[Pack]) -> list[Tensor]:
         """[R] summed log-probs under the base, pack by pack."""
         if not packs:
             return []
         started = time.perf_counter()
         logprobs = self.policy.reference_logprobs(packs)
-        tally.reference_s += time.perf_counter() - started
+        self._tally.reference_s += time.perf_counter() - started
         return [_per_completion(tokens, pack) for tokens, pack in zip(logprobs, packs, strict=True)]
 
-    def _batches(self, step: _Step) -> list[list[tuple[int, Pack]]]:
+    def _batches(self, part: _Part) -> list[list[tuple[int, Pack]]]:
         """What has a gradient, or whose advantage must be measured first, forward by forward."""
         packs = [
             (p, pack)
-            for p, group in enumerate(step.groups)
-            for pack in self._packs(group, range(len(group.completions)) if step.unknown(p) else self._live(step, p))
+            for p, group in enumerate(part.groups)
+            for pack in self._packs(group, range(len(group.completions)) if part.unknown(p) else self._live(part, p))
         ]
         return batched(packs, self.batch_tokens, padded=self.policy.together)
 
-    def _first_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
+    def _first_pass(self, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
         """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
-        unknown = [step.unknown(p) for p, _ in batch]
+        unknown = [part.unknown(p) for p, _ in batch]
         scored = self.policy.logprobs([pack for _, pack in batch])
-        references = self._references([pack for (_, pack), waits in zip(batch, unknown, strict=True) if waits], tally)
+        references = self._references([pack for (_, pack), waits in zip(batch, unknown, strict=True) if waits])
         losses = []
         for (p, pack), result, waits in zip(batch, scored, unknown, strict=True):
             rows = list(pack.completions)
             sums = _per_completion(result.logprobs, pack)
-            step.fresh[p, rows] = sums.detach()
-            tally.first_pass(step.groups[p], pack, result)
-            old = sums.detach() if step.behaviour is None else step.behaviour[p, rows]
+            part.fresh[p, rows] = sums.detach()
+            self._tally.first_pass(part.groups[p], pack, result)
+            old = sums.detach() if part.behaviour is None else part.behaviour[p, rows]
             if waits:
-                step.advantages[p] = self._shaped_advantages(step.rewards[p], old, references.pop(0), tally)
-            losses.append(self._loss(sums, old, step.advantages[p, rows], step.rewards.numel(), tally))
+                part.advantages[p] = self._shaped_advantages(part.rewards[p], old, references.pop(0))
+            losses.append(self._loss(sums, old, part.advantages[p, rows]))
         return _backward(losses)
 
-    def _later_pass(self, step: _Step, batch: Sequence[tuple[int, Pack]], tally: _Tally) -> float:
+    def _later_pass(self, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
         """Gradients of one batch against the first pass's log-probs. Returns its share of the loss."""
-        old = step.fresh if step.behaviour is None else step.behaviour
+        old = part.fresh if part.behaviour is None else part.behaviour
         losses = []
         for (p, pack), result in zip(batch, self.policy.logprobs([pack for _, pack in batch]), strict=True):
             rows = list(pack.completions)
             sums = _per_completion(result.logprobs, pack)
-            losses.append(self._loss(sums, old[p, rows], step.advantages[p, rows], step.rewards.numel(), tally))
+            losses.append(self._loss(sums, old[p, rows], part.advantages[p, rows]))
         return _backward(losses)
 
-    def _loss(self, sums: Tensor, old: Tensor, advantages: Tensor, count: int, tally: _Tally) -> Tensor:
+    def _loss(self, sums: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
         """The completions' share of the loss."""
-        loss = sequence_losses(sums, old, advantages, **self.clip).sum() / count
-        tally.rows += int(advantages.count_nonzero())
-        tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
+        loss = sequence_losses(sums, old, advantages, **self.clip).sum() / self._completions
+        self._tally.rows += int(advantages.count_nonzero())
+        self._tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
         return loss
 
-    def _live(self, step: _Step, p: int) -> list[int]:
+    def _live(self, part: _Part, p: int) -> list[int]:
         """The group's completions with a gradient."""
-        live = step.advantages[p].nonzero().flatten().tolist()
-        return [k for k in live if not (self.rloo.mask_truncated and step.groups[p].truncated[k])]
+        live = part.advantages[p].nonzero().flatten().tolist()
+        return [k for k in live if not (self.rloo.mask_truncated and part.groups[p].truncated[k])]
 
     def _packs(self, group: TokenGroup, rows: Sequence[int]) -> list[Pack]:
         return pack_group(group.prompt, group.completions, rows, self.group_tokens)

@@ -153,8 +153,13 @@ class Policy:
         if memory and decoder.native and reads(decoder.head) and self._thinning is None:
             decoder.traces = Traces(decoder, memory)
 
+    @property
+    def room(self) -> int:
+        """Tokens whose values rollouts can leave for the update that follows; 0 if they leave none."""
+        return 0 if self.decoder.traces is None else len(self.decoder.traces.values)
+
     def recording(self) -> AbstractContextManager[None]:
-        """While rollouts run whose update follows."""
+        """While rollouts run whose update follows; what earlier ones left is forgotten."""
         return nullcontext() if self.decoder.traces is None else self.decoder.traces.record()
 
     def _traced(self, packs: Sequence[Pack]) -> Tensor | None:

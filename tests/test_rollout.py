@@ -1,0 +1,36 @@
+"""A step's groups in parts."""
+
+from itertools import chain
+
+import pytest
+
+from greenloop.rollout import Wanted, in_parts
+from greenloop.types import Prompt, Task
+
+
+def wanted(groups: int, samples: int, prompt_tokens: int = 150) -> list[Wanted]:
+    task = Task(task_id="one", statement="Add.", entry_point="f", tests=("assert f(1) == 2",))
+    prompt = Prompt(task=task, text="", token_ids=(7,) * prompt_tokens, protocol="train")
+    return [Wanted(prompt, samples, seed) for seed in range(groups)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "samples", "new_tokens", "room", "sizes"),
+    [
+        (8, 8, 200, 0, [8]),  # nothing is kept
+        (8, 8, 200, 9000, [8]),  # less than twice the room: what does not fit is computed again
+        (8, 8, 200, 3600, [2, 2, 2, 2]),
+        (8, 8, 200, 1800, [2, 2, 2, 2]),  # one group would fit: too few rows
+        (8, 8, 200, 1700, [8]),  # not even one
+        (4, 4, 200, 1000, [4]),  # 16 rows are the least
+        (7, 16, 100, 3600, [1, 2, 2, 2]),
+        (3, 64, 20, 2000, [1, 1, 1]),
+    ],
+)
+def test_parts_fit_the_room_or_have_sixteen_rows(
+    groups: int, samples: int, new_tokens: float, room: int, sizes: list[int]
+):
+    everything = wanted(groups, samples)
+    parts = in_parts(everything, room, new_tokens)
+    assert [len(part) for part in parts] == sizes
+    assert list(chain(*parts)) == everything
