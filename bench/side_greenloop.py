@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
 
 import torch
 
@@ -24,6 +23,7 @@ from greenloop.recipe import EngineSection, OptimizerSection, RlooSection
 from greenloop.rollout import Submitted, Wanted, in_parts, submitted
 from greenloop.sandbox import SandboxVerifier
 from greenloop.seeding import seed_for
+from greenloop.tree import size
 from greenloop.types import Completion, Outcome
 
 
@@ -49,7 +49,7 @@ class Side:
         )
         protocol = get_protocol("train")
         self.protocol = replace(protocol, answered=None) if work.equal else protocol
-        self.new_tokens: float = work.max_new_tokens
+        self.new_tokens: float = work.samples * work.max_new_tokens
 
     def step(self, number: int) -> tuple[Update, list[Completion], dict[str, float]]:
         """One whole step: its update, its completions, seconds by stage."""
@@ -59,7 +59,8 @@ class Side:
             for index, prompt in enumerate(work.step_prompts(self.prompts, number))
         ]
         completions: list[Completion] = []
-        self.improver.begin(work.completions)
+        new_tokens: list[int] = []
+        learning = self.improver.begin(work.completions)
         for part in in_parts(wanted, self.policy.room, self.new_tokens):
             sampled = stages.timed("generation", self._sampled, part)
             outcomes = stages.timed("verification", lambda done=sampled: [one.verdict.result().outcome for one in done])
@@ -71,10 +72,12 @@ class Side:
                 TokenGroup.of(one.prompt.token_ids, found[index * work.samples : (index + 1) * work.samples])
                 for index, one in enumerate(part)
             ]
-            stages.timed("update", self.improver.add, groups, torch.tensor(rewards).view(len(part), work.samples))
+            table = torch.tensor(rewards).view(len(part), work.samples)
+            stages.timed("update", self.improver.add, learning, groups, table)
             completions += found
-        update = stages.timed("update", self.improver.finish)
-        self.new_tokens = fmean(len(completion.token_ids) for completion in completions)
+            new_tokens += [size(group.completions) for group in groups]
+        update = stages.timed("update", self.improver.finish, learning)
+        self.new_tokens = sum(new_tokens) / work.prompts
         stages.timed("update", self.engine.refresh)
         stages.seconds["reference"] = update.reference_s
         stages.seconds["update"] -= update.reference_s

@@ -17,19 +17,19 @@ def wanted(groups: int, samples: int, prompt_tokens: int = 150) -> list[Wanted]:
 @pytest.mark.parametrize(
     ("groups", "samples", "new_tokens", "room", "sizes"),
     [
-        (8, 8, 200, 0, [8]),  # nothing is kept
-        (8, 8, 200, 9000, [8]),  # less than twice the room: what does not fit is computed again
-        (8, 8, 200, 3600, [2, 2, 2, 2]),
-        (8, 8, 200, 1800, [2, 2, 2, 2]),  # one group would fit: too few rows
-        (8, 8, 200, 1700, [8]),  # not even one
-        (4, 4, 200, 1000, [4]),  # 16 rows are the least
-        (7, 16, 100, 3600, [1, 2, 2, 2]),
-        (3, 64, 20, 2000, [1, 1, 1]),
+        (8, 8, 1850, 0, [8]),  # nothing is kept
+        (8, 8, 1850, 9000, [8]),  # less than twice the room: what has none is computed again
+        (8, 8, 1850, 4400, [2, 2, 2, 2]),
+        (8, 8, 1850, 4300, [2, 2, 2, 2]),  # with a margin only one has room, and would be too few rows
+        (8, 8, 1850, 2300, [2, 2, 2, 2]),
+        (8, 8, 1850, 2100, [8]),  # not even one
+        (4, 4, 850, 1200, [4]),  # 16 rows are the least
+        (5, 4, 850, 1200, [5]),  # also of what is left
+        (7, 16, 1850, 4400, [1, 2, 2, 2]),
+        (3, 64, 1850, 2300, [1, 1, 1]),
     ],
 )
-def test_parts_fit_the_room_or_have_sixteen_rows(
-    groups: int, samples: int, new_tokens: float, room: int, sizes: list[int]
-):
+def test_parts_have_room_or_sixteen_rows(groups: int, samples: int, new_tokens: float, room: int, sizes: list[int]):
     everything = wanted(groups, samples)
     parts = in_parts(everything, room, new_tokens)
     assert [len(part) for part in parts] == sizes

@@ -44,6 +44,19 @@ def test_log_probs_and_gradients_are_those_of_a_forward(make, monkeypatch):
         assert (one - other).norm() / other.norm() < 1e-4
 
 
+def test_each_recording_has_all_of_the_memory():
+    policy = Policy(with_adapter(tiny_llama()), WARM.temperature)
+    policy.remember(2**26)
+    size = 4 * policy.decoder.traces.values.shape[1]
+    first = sampled(policy, PROMPTS[:1])
+    policy.remember(size * sum(len(one.token_ids) for one in first))
+    first = sampled(policy, PROMPTS[:1])
+    assert policy._traced(first) is not None
+    second = sampled(policy, PROMPTS[1:2])
+    assert policy._traced(second) is not None
+    assert policy._traced(first) is None
+
+
 def test_a_group_without_all_its_tokens_is_computed():
     policy = Policy(with_adapter(tiny_llama()), WARM.temperature)
     policy.remember(2**26)

@@ -18,7 +18,7 @@ from greenloop import rollout
 from greenloop.curriculum import Experience
 from greenloop.deck import Deck
 from greenloop.errors import ConfigError, RunError, TrainingError
-from greenloop.learn.improve import Improver, TokenGroup
+from greenloop.learn.improve import Improver, Learning, TokenGroup
 from greenloop.learn.policy import Policy
 from greenloop.progress import Silent
 from greenloop.recipe import Recipe, validated
@@ -204,32 +204,101 @@ def test_a_killed_run_resumes_to_the_same_adapter_bit_for_bit(
     assert kept == wanted
 
 
-def test_a_step_in_parts_samples_and_learns_the_same(
-    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture(scope="module")
+def undivided(model_folder: Path, tasks_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Two steps of four groups, each step as a whole."""
+    root = tmp_path_factory.mktemp("undivided")
     chosen = recipe(model_folder, tasks_file, prompts=4, steps=2)
-    whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
-    sizes: list[int] = []
+    return train(chosen, root / "run", Places(cache_dir=root / "cache", data_dir=None), Silent(), judge=ByChecksum)
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Groups of each part that a run learns from."""
+    found: list[int] = []
     add = Improver.add
 
-    def spied(self: Improver, groups: list[TokenGroup], *rest: object) -> None:
-        sizes.append(len(groups))
-        add(self, groups, *rest)
+    def spied(self: Improver, learning: Learning, groups: list[TokenGroup], *rest: object) -> None:
+        found.append(len(groups))
+        add(self, learning, groups, *rest)
 
-    prompt = read_journal(whole.journal)[0]["prompt_tokens"] // 4
     monkeypatch.setattr(Improver, "add", spied)
-    monkeypatch.setattr(Policy, "room", property(lambda policy: prompt + 40))
+    return found
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, run: RunFolder, new_tokens: float) -> None:
+    """From here on the sampler has room for one group of so many new tokens, as long as the run's prompts are."""
+    first = read_journal(run.journal)[0]
+    tokens = 1.1 * (first["prompt_tokens"] / len(first["tasks"]) + new_tokens) + 1e-6
+    monkeypatch.setattr(Policy, "room", property(lambda policy: tokens))
     monkeypatch.setattr(rollout, "_WORTH_A_STEP", 1)
+
+
+def test_a_step_in_parts_samples_and_learns_the_same(
+    model_folder: Path,
+    tasks_file: Path,
+    tmp_path: Path,
+    places: Places,
+    undivided: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+):
+    chosen = recipe(model_folder, tasks_file, prompts=4, steps=2)
+    room_for(monkeypatch, undivided, 36)
     parts = train(chosen, tmp_path / "parts", places, Silent(), judge=ByChecksum)
     assert sizes == [1] * 8
-    for one, other in zip(read_journal(whole.journal), read_journal(parts.journal), strict=True):
+    for one, other in zip(read_journal(undivided.journal), read_journal(parts.journal), strict=True):
         assert one["task_outcomes"] == other["task_outcomes"]
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    first, second = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, parts))
+    for step in range(2):
+        tables = [pq.read_table(run.root / "rollouts" / f"step-{step:05d}.parquet") for run in (undivided, parts)]
+        assert tables[0]["completion"] == tables[1]["completion"]
+        assert tables[0]["advantage"].to_pylist() == pytest.approx(tables[1]["advantage"].to_pylist(), abs=1e-4)
+    first, second = (load_file(run.adapter / "adapter_model.safetensors") for run in (undivided, parts))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_a_killed_run_goes_on_in_the_same_parts(
+    model_folder: Path,
+    tasks_file: Path,
+    tmp_path: Path,
+    places: Places,
+    undivided: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+):
+    chosen = recipe(model_folder, tasks_file, prompts=4)
+    room_for(monkeypatch, undivided, 35.5)
+    whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
+    # Completions of full length, as they are expected in the first step and were in the third, would have no room.
+    assert sizes == [4] + [1] * 8 + [4]
+    with pytest.raises(Killed):
+        train(chosen, tmp_path / "run", places, KillAt(2), judge=ByChecksum)
+    sizes.clear()
+    resumed = train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    assert sizes == [1] * 4 + [4]
+    expected, actual = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, resumed))
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("rloo", [{"refill": 2}, {"normalize_advantages": True}])
+def test_what_needs_the_whole_step_is_not_cut(
+    model_folder: Path,
+    tasks_file: Path,
+    tmp_path: Path,
+    places: Places,
+    undivided: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    sizes: list[int],
+    rloo: dict[str, object],
+):
+    chosen = recipe(model_folder, tasks_file, prompts=4, steps=1, rloo=rloo)
+    room_for(monkeypatch, undivided, 36)
+    train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    assert sizes == [4]
 
 
 def test_a_run_never_overwrites_another(finished: tuple[RunFolder, Recipe], places: Places):

@@ -13,6 +13,7 @@ from greenloop.curriculum import outcome_counts
 from greenloop.gauges import gauge_record
 from greenloop.learn.improve import Update
 from greenloop.rewards import is_dead
+from greenloop.tree import size
 from greenloop.types import Finish, Group, Outcome, Verdict
 
 
@@ -66,6 +67,7 @@ def rollout_record(
         "truncated": rate([completion.finish is Finish.LENGTH for completion in completions]),
         "tokens": sum(lengths),
         "prompt_tokens": sum(len(group.prompt.token_ids) for group in everything),
+        "distinct_mean": fmean(size([one.token_ids for one in group.completions]) for group in everything),
         "length_mean": fmean(lengths),
         "length_max": max(lengths),
     }

@@ -19,6 +19,8 @@ from greenloop.types import Completion, Group, Prompt, Verdict, Verifier
 
 _WORTH_A_STEP = 16
 """Completions that a decode step should have at least."""
+_MARGIN = 1.1
+"""Groups have as many tokens as those of the last step, more or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +90,13 @@ def in_parts(wanted: Sequence[Wanted], room: int, new_tokens: float) -> list[Seq
     Args:
         wanted: all of the step.
         room: tokens; 0: nothing is kept.
-        new_tokens: that a completion is expected to have.
+        new_tokens: that a group's completions are expected to have, what several begin with counted once.
     """
-    needs = [len(one.prompt.token_ids) + one.samples * new_tokens for one in wanted]
-    each = fmean(needs)
-    if sum(needs) < 2 * room or each > room:
+    each = _MARGIN * fmean(len(one.prompt.token_ids) + new_tokens for one in wanted)
+    if each > room or each * len(wanted) < 2 * room:
         return [wanted]
-    most = max(int(room / each), math.ceil(_WORTH_A_STEP / fmean(one.samples for one in wanted)))
-    count = math.ceil(len(wanted) / most)
+    least = math.ceil(_WORTH_A_STEP / wanted[0].samples)
+    count = max(1, min(math.ceil(len(wanted) / int(room / each)), len(wanted) // least))
     cuts = [len(wanted) * part // count for part in range(count + 1)]
     return [wanted[start:end] for start, end in pairwise(cuts)]
 

@@ -159,8 +159,8 @@ class Run:
         )
         self.progress = Progress(step=0)
         self.experience: Experience | None = None
-        self.new_tokens: float = recipe.sampling.max_new_tokens
-        """That a completion is expected to have: the last step's mean."""
+        self.new_tokens: float = recipe.samples * recipe.sampling.max_new_tokens
+        """That the completions of a group are expected to have: the last step's mean."""
         self.minutes = 0.0
 
     def resume(self) -> None:
@@ -171,7 +171,7 @@ class Run:
         self.folder.truncate_journal(self.progress.step)
         for record in read_journal(self.folder.journal):
             self.minutes += record["seconds"]["total"] / 60
-            self.new_tokens = record["length_mean"]
+            self.new_tokens = record["distinct_mean"]
         self.engine.refresh()
         self.reporter.say(f"resumed after step {self.progress.step} from {newest}")
 
@@ -203,7 +203,7 @@ class Run:
             record = self._step(self.progress.step)
             self.reporter.say(step_line(record, self.recipe.steps))
             self.minutes += record["seconds"]["total"] / 60
-            self.new_tokens = record["length_mean"]
+            self.new_tokens = record["distinct_mean"]
             self.reporter.advance(
                 f"pass {record['pass_rate'] or 0:.0%}  {record['tokens_per_s']['rollout']:.0f} tokens/s"
             )
@@ -262,7 +262,7 @@ class Run:
         """Sample, judge and learn, part by part; one optimiser step (or the recipe's passes) in the end."""
         wanted = self.supply.wanted(step, self.experience)
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
-        self.improver.begin(sum(one.samples for one in wanted))
+        learning = self.improver.begin(sum(one.samples for one in wanted))
         parts: list[Sampled] = []
         try:
             for part in in_parts(wanted, self._room(), self.new_tokens):
@@ -270,10 +270,10 @@ class Run:
                     sampled = self.supply.groups(step, part, self.experience)
                 clock.lap("rollout")
                 tokens = [TokenGroup.of(group.prompt.token_ids, group.completions) for group in sampled.trained]
-                self.improver.add(tokens, torch.tensor(reward_matrix(sampled.trained, self.recipe.reward)))
+                self.improver.add(learning, tokens, torch.tensor(reward_matrix(sampled.trained, self.recipe.reward)))
                 clock.lap("update")
                 parts.append(sampled)
-            return Sampled.joined(parts), self.improver.finish()
+            return Sampled.joined(parts), self.improver.finish(learning)
         except TrainingError as error:
             self.save()
             raise TrainingError(

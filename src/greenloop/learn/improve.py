@@ -113,6 +113,18 @@ class _Part:
         return bool(self.advantages[p].isnan().any())
 
 
+@dataclass(slots=True)
+class Learning:
+    """An update under way, of `Improver.begin`."""
+
+    completions: int
+    """P * K: the denominator of the loss."""
+    parts: list[_Part] = field(default_factory=list)
+    tally: _Tally = field(default_factory=_Tally)
+    loss: float = 0.0
+    """Of the first pass, of the parts so far."""
+
+
 class Improver:
     """Turns groups and rewards into optimiser steps."""
 
@@ -132,28 +144,26 @@ class Improver:
         self.group_tokens = rloo.token_budget or policy.most_tokens
         self.batch_tokens = rloo.token_budget or policy.batch_tokens
         self.clip = {"epsilon": rloo.epsilon, "epsilon_high": high}
-        self._parts: list[_Part] = []
-        self._tally = _Tally()
-        self._completions, self._sum = 0, 0.0
 
     def improve(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> Update:
         """Take the recipe's passes over one batch that is there as a whole; see `add` and `finish`."""
-        self.begin(rewards.numel())
-        self.add(groups, rewards, behaviour)
-        return self.finish()
+        learning = self.begin(rewards.numel())
+        self.add(learning, groups, rewards, behaviour)
+        return self.finish(learning)
 
-    def begin(self, completions: int) -> None:
-        """A new update, of P * K completions in all; what was added to one that was not finished is dropped."""
+    def begin(self, completions: int) -> Learning:
+        """A new update, of P * K completions in all; the gradients of one that was not finished are dropped."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._completions, self._parts, self._tally, self._sum = completions, [], _Tally(), 0.0
+        return Learning(completions)
 
-    def add(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None) -> None:
+    def add(
+        self, learning: Learning, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None = None
+    ) -> None:
         """Gradients of a part of the update's groups, while what the sampler kept of them is still there.
 
-        With `normalize_advantages` the one part is the whole batch.
-
         Args:
-            groups: p of the P prompts with K completions each.
+            learning: of `begin`, and no other since.
+            groups: p of the P prompts with K completions each; all P with `normalize_advantages`.
             rewards: [p, K] task rewards, clipped; NaN where unjudged.
             behaviour: [p, K] summed log-probs under the policy that sampled, for data that is not fresh; None says
                 that the present policy did.
@@ -161,35 +171,43 @@ class Improver:
         Raises:
             TrainingError: the loss is not finite.
         """
+        assert not self.rloo.normalize_advantages or rewards.numel() == learning.completions, (
+            "they need the whole batch"
+        )
         # Between two rollouts the second copy of the weights would only stand beside the activations.
         self.policy.decoder.unpack()
         part = _Part(
             groups=groups,
             rewards=rewards,
             behaviour=behaviour,
-            advantages=self._advantages_ahead(groups, rewards, behaviour),
+            advantages=self._advantages_ahead(groups, rewards, behaviour, learning.tally),
             fresh=torch.full_like(rewards, math.nan),
         )
-        self._parts.append(part)
-        self._sum += sum(self._first_pass(part, batch) for batch in self._batches(part))
+        learning.parts.append(part)
+        learning.loss += sum(self._first_pass(learning, part, batch) for batch in self._batches(part))
 
-    def finish(self) -> Update:
+    def finish(self, learning: Learning) -> Update:
         """Take the first pass's optimiser step, and the recipe's further passes.
 
         Raises:
             TrainingError: the loss or the gradient is not finite; no step was taken with it.
         """
-        tally, loss = self._tally, self._sum
+        added = sum(part.rewards.numel() for part in learning.parts)
+        assert added == learning.completions, f"{added} of {learning.completions} completions were added"
         steps, norm = 0, 0.0
-        if tally.rows:
-            norm, steps = self._step(loss), 1
+        if learning.tally.rows:
+            norm, steps = self._step(learning.loss), 1
             for _ in range(self.rloo.passes - 1):
                 self.optimizer.zero_grad(set_to_none=True)
-                again = sum(self._later_pass(part, batch) for part in self._parts for batch in self._batches(part))
+                again = sum(
+                    self._later_pass(learning, part, batch) for part in learning.parts for batch in self._batches(part)
+                )
                 norm, steps = self._step(again), steps + 1
-        return _update(tally, torch.cat([part.advantages for part in self._parts]), loss, norm, steps)
+        return _update(learning, norm, steps)
 
-    def _advantages_ahead(self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None) -> Tensor:
+    def _advantages_ahead(
+        self, groups: Sequence[TokenGroup], rewards: Tensor, behaviour: Tensor | None, tally: _Tally
+    ) -> Tensor:
         """[P, K] advantages; rows that the first pass will fill in (from its own forward) are NaN."""
         if not self.beta:
             advantages = leave_one_out(rewards)
@@ -198,34 +216,36 @@ class Improver:
             for p, group in enumerate(groups):
                 if self.rloo.normalize_advantages or len(self._packs(group, range(rewards.shape[1]))) > 1:
                     old = None if behaviour is None else behaviour[p]
-                    advantages[p] = self._measured_advantages(group, rewards[p], old)
+                    advantages[p] = self._measured_advantages(group, rewards[p], old, tally)
         if self.rloo.normalize_advantages:
             advantages = normalized(advantages, rewards)
         return advantages
 
     @torch.no_grad()
-    def _measured_advantages(self, group: TokenGroup, rewards: Tensor, behaviour: Tensor | None) -> Tensor:
+    def _measured_advantages(
+        self, group: TokenGroup, rewards: Tensor, behaviour: Tensor | None, tally: _Tally
+    ) -> Tensor:
         """[K] KL-shaped advantages from forwards without gradient."""
         sums = torch.empty_like(rewards)
         reference = torch.empty_like(rewards)
         for pack in self._packs(group, range(rewards.shape[0])):
             rows = list(pack.completions)
             sums[rows] = _per_completion(self.policy.logprobs([pack])[0].logprobs, pack)
-            reference[rows] = self._references([pack])[0]
-        return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference)
+            reference[rows] = self._references([pack], tally)[0]
+        return self._shaped_advantages(rewards, sums if behaviour is None else behaviour, reference, tally)
 
-    def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor) -> Tensor:
+    def _shaped_advantages(self, rewards: Tensor, behaviour: Tensor, reference: Tensor, tally: _Tally) -> Tensor:
         kl = behaviour - reference
-        self._tally.kl.append(kl)
+        tally.kl.append(kl)
         return leave_one_out(kl_shaped(rewards, kl, self.beta)[None])[0]
 
-    def _references(self, packs: Sequence[Pack]) -> list[Tensor]:
+    def _references(self, packs: Sequence[Pack], tally: _Tally) -> list[Tensor]:
         """[R] summed log-probs under the base, pack by pack."""
         if not packs:
             return []
         started = time.perf_counter()
         logprobs = self.policy.reference_logprobs(packs)
-        self._tally.reference_s += time.perf_counter() - started
+        tally.reference_s += time.perf_counter() - started
         return [_per_completion(tokens, pack) for tokens, pack in zip(logprobs, packs, strict=True)]
 
     def _batches(self, part: _Part) -> list[list[tuple[int, Pack]]]:
@@ -237,38 +257,39 @@ class Improver:
         ]
         return batched(packs, self.batch_tokens, padded=self.policy.together)
 
-    def _first_pass(self, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
+    def _first_pass(self, learning: Learning, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
         """Gradients of one batch; fills in its rows of `advantages` and `fresh`. Returns its share of the loss."""
         unknown = [part.unknown(p) for p, _ in batch]
         scored = self.policy.logprobs([pack for _, pack in batch])
-        references = self._references([pack for (_, pack), waits in zip(batch, unknown, strict=True) if waits])
+        waiting = [pack for (_, pack), waits in zip(batch, unknown, strict=True) if waits]
+        references = self._references(waiting, learning.tally)
         losses = []
         for (p, pack), result, waits in zip(batch, scored, unknown, strict=True):
             rows = list(pack.completions)
             sums = _per_completion(result.logprobs, pack)
             part.fresh[p, rows] = sums.detach()
-            self._tally.first_pass(part.groups[p], pack, result)
+            learning.tally.first_pass(part.groups[p], pack, result)
             old = sums.detach() if part.behaviour is None else part.behaviour[p, rows]
             if waits:
-                part.advantages[p] = self._shaped_advantages(part.rewards[p], old, references.pop(0))
-            losses.append(self._loss(sums, old, part.advantages[p, rows]))
+                part.advantages[p] = self._shaped_advantages(part.rewards[p], old, references.pop(0), learning.tally)
+            losses.append(self._loss(learning, sums, old, part.advantages[p, rows]))
         return _backward(losses)
 
-    def _later_pass(self, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
+    def _later_pass(self, learning: Learning, part: _Part, batch: Sequence[tuple[int, Pack]]) -> float:
         """Gradients of one batch against the first pass's log-probs. Returns its share of the loss."""
         old = part.fresh if part.behaviour is None else part.behaviour
         losses = []
         for (p, pack), result in zip(batch, self.policy.logprobs([pack for _, pack in batch]), strict=True):
             rows = list(pack.completions)
             sums = _per_completion(result.logprobs, pack)
-            losses.append(self._loss(sums, old[p, rows], part.advantages[p, rows]))
+            losses.append(self._loss(learning, sums, old[p, rows], part.advantages[p, rows]))
         return _backward(losses)
 
-    def _loss(self, sums: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
+    def _loss(self, learning: Learning, sums: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
         """The completions' share of the loss."""
-        loss = sequence_losses(sums, old, advantages, **self.clip).sum() / self._completions
-        self._tally.rows += int(advantages.count_nonzero())
-        self._tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
+        loss = sequence_losses(sums, old, advantages, **self.clip).sum() / learning.completions
+        learning.tally.rows += int(advantages.count_nonzero())
+        learning.tally.clipped += int(clipped_rows(sums.detach(), old, advantages, **self.clip).sum())
         return loss
 
     def _live(self, part: _Part, p: int) -> list[int]:
@@ -305,11 +326,12 @@ def _per_completion(tokens: Tensor, pack: Pack) -> Tensor:
     return sums.index_add(0, pack.owner.to(tokens.device), tokens).cpu()
 
 
-def _update(tally: _Tally, advantages: Tensor, loss: float, norm: float, steps: int) -> Update:
+def _update(learning: Learning, norm: float, steps: int) -> Update:
+    tally = learning.tally
     tokens = tally.tokens or math.nan
     return Update(
-        advantages=advantages,
-        loss=loss,
+        advantages=torch.cat([part.advantages for part in learning.parts]),
+        loss=learning.loss,
         kl_nats=float(torch.cat(tally.kl).mean()) if tally.kl else math.nan,
         entropy_nats=tally.entropy / tokens,
         clipped_fraction=tally.clipped / tally.rows if tally.rows else 0.0,
