@@ -28,9 +28,12 @@ from greenloop.engine.request import Request, Sampling
 from greenloop.learn.improve import TokenGroup
 from greenloop.learn.packing import pack
 from greenloop.sandbox import SandboxVerifier
+from greenloop.types import Completion
 
 GROUP = 8
-NEW_TOKENS = 32
+FIRST, LAST = 32, 64
+"""Tokens of a completion between which decode steps are timed: before, completions of a prompt still are alike, and
+what is alike is one row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +82,21 @@ def machine_limits(decoder: Decoder) -> tuple[float, float]:
     return max(rates), block.numel() * 4 / seconds_of(block.sum, 9, best=True)
 
 
-def generation(side: Side, groups: int, samples: int, new_tokens: int) -> float:
-    """Seconds for all completions of the first `groups` prompts."""
+def generated(side: Side, groups: int, samples: int, new_tokens: int) -> list[Completion]:
+    """All completions of the first `groups` prompts, decoded together."""
     engine = Engine(side.policy.decoder, side.engine.stopper, rows=groups * samples)
     prompts = [prompt.token_ids for prompt in side.prompts[:groups]]
     requests = [Request(token_ids=ids, samples=samples, seed=seed) for seed, ids in enumerate(prompts)]
-    sampling = Sampling(temperature=1.0, max_new_tokens=new_tokens)
-    return seconds_of(lambda: list(engine.generate(requests, sampling)))
+    return list(engine.generate(requests, Sampling(temperature=1.0, max_new_tokens=new_tokens)))
 
 
-def decoding(side: Side, rows: int) -> tuple[float, Cost]:
-    """Seconds of a step with `rows` in flight, and what it has to do."""
-    groups = rows // GROUP
-    seconds = generation(side, groups, GROUP, NEW_TOKENS + 1) - generation(side, groups, GROUP, 1)
+def decoding(side: Side, groups: int) -> tuple[int, float, Cost]:
+    """Rows that part before the clock starts, seconds of a step with them in flight, and what it has to do."""
+    rows = len({(one.group, one.token_ids) for one in generated(side, groups, GROUP, FIRST)})
+    until = [seconds_of(partial(generated, side, groups, GROUP, tokens + 1)) for tokens in (FIRST, LAST)]
     prompt = statistics.mean(len(prompt.token_ids) for prompt in side.prompts[:groups])
-    cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, prompt, (NEW_TOKENS + 1) / 2)
-    return seconds / NEW_TOKENS, cost
+    cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, prompt, (FIRST + LAST + 1) / 2)
+    return rows, (until[1] - until[0]) / (LAST - FIRST), cost
 
 
 def group_of(side: Side, new_tokens: int) -> TokenGroup:
@@ -121,11 +123,12 @@ def measure(side: Side, rows: Sequence[int], new_tokens: int) -> tuple[list[Row]
         print(f"{stage}, {size}: {seconds:.3f} s, {row.share:.0%} of the roofline", flush=True)
 
     for count in rows:
-        seconds, cost = decoding(side, count)
-        add("decode step", f"{count} rows", seconds, cost, count)
+        apart, seconds, cost = decoding(side, count // GROUP)
+        add("decode step", f"{apart} rows", seconds, cost, apart)
     prompt = len(side.prompts[0].token_ids)
     prompt_pairs = prompt * (prompt + 1) / 2
-    add("prefill", f"{prompt} tokens", generation(side, 1, 1, 1), sizes.forward(prompt, 1, prompt_pairs), prompt)
+    prefill_s = seconds_of(lambda: generated(side, 1, 1, 1))
+    add("prefill", f"{prompt} tokens", prefill_s, sizes.forward(prompt, 1, prompt_pairs), prompt)
     group = group_of(side, new_tokens)
     inputs, trained = prompt + GROUP * (new_tokens - 1), GROUP * new_tokens
     pairs = group_pairs(prompt, GROUP, new_tokens)
