@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 
@@ -59,7 +60,7 @@ class Side:
             for index, prompt in enumerate(work.step_prompts(self.prompts, number))
         ]
         completions: list[Completion] = []
-        new_tokens: list[int] = []
+        learned: list[TokenGroup] = []
         learning = self.improver.begin(work.completions)
         for part in in_parts(wanted, self.policy.room, self.new_tokens):
             sampled = stages.timed("generation", self._sampled, part)
@@ -75,9 +76,9 @@ class Side:
             table = torch.tensor(rewards).view(len(part), work.samples)
             stages.timed("update", self.improver.add, learning, groups, table)
             completions += found
-            new_tokens += [size(group.completions) for group in groups]
+            learned += groups
         update = stages.timed("update", self.improver.finish, learning)
-        self.new_tokens = sum(new_tokens) / work.prompts
+        self.new_tokens = fmean(size(group.completions) for group in learned)
         stages.timed("update", self.engine.refresh)
         stages.seconds["reference"] = update.reference_s
         stages.seconds["update"] -= update.reference_s

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from greenloop.seeding import seed_for
 from greenloop.tasks import load_tasks
 from greenloop.train import Places, train
 from greenloop.types import Outcome, Task, Verdict
+
+Cut = Callable[[float], list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -213,38 +216,33 @@ def undivided(model_folder: Path, tasks_file: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Groups of each part that a run learns from."""
-    found: list[int] = []
+def cut(monkeypatch: pytest.MonkeyPatch, undivided: RunFolder) -> Cut:
+    """From its call on the sampler has room for one group of so many new tokens, as long as the prompts of `undivided`
+    are. Returns the groups of each part that is learned from, as runs go on."""
+    first = read_journal(undivided.journal)[0]
     add = Improver.add
 
-    def spied(self: Improver, learning: Learning, groups: list[TokenGroup], *rest: object) -> None:
-        found.append(len(groups))
-        add(self, learning, groups, *rest)
+    def at(new_tokens: float) -> list[int]:
+        sizes: list[int] = []
 
-    monkeypatch.setattr(Improver, "add", spied)
-    return found
+        def spied(self: Improver, learning: Learning, groups: list[TokenGroup], *rest: object) -> None:
+            sizes.append(len(groups))
+            add(self, learning, groups, *rest)
 
+        tokens = 1.1 * (first["prompt_tokens"] / len(first["tasks"]) + new_tokens) + 1e-6
+        monkeypatch.setattr(Improver, "add", spied)
+        monkeypatch.setattr(Policy, "room", property(lambda policy: tokens))
+        monkeypatch.setattr(rollout, "_WORTH_A_STEP", 1)
+        return sizes
 
-def room_for(monkeypatch: pytest.MonkeyPatch, run: RunFolder, new_tokens: float) -> None:
-    """From here on the sampler has room for one group of so many new tokens, as long as the run's prompts are."""
-    first = read_journal(run.journal)[0]
-    tokens = 1.1 * (first["prompt_tokens"] / len(first["tasks"]) + new_tokens) + 1e-6
-    monkeypatch.setattr(Policy, "room", property(lambda policy: tokens))
-    monkeypatch.setattr(rollout, "_WORTH_A_STEP", 1)
+    return at
 
 
 def test_a_step_in_parts_samples_and_learns_the_same(
-    model_folder: Path,
-    tasks_file: Path,
-    tmp_path: Path,
-    places: Places,
-    undivided: RunFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    sizes: list[int],
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, undivided: RunFolder, cut: Cut
 ):
     chosen = recipe(model_folder, tasks_file, prompts=4, steps=2)
-    room_for(monkeypatch, undivided, 36)
+    sizes = cut(36)
     parts = train(chosen, tmp_path / "parts", places, Silent(), judge=ByChecksum)
     assert sizes == [1] * 8
     for one, other in zip(read_journal(undivided.journal), read_journal(parts.journal), strict=True):
@@ -262,16 +260,10 @@ def test_a_step_in_parts_samples_and_learns_the_same(
 
 
 def test_a_killed_run_goes_on_in_the_same_parts(
-    model_folder: Path,
-    tasks_file: Path,
-    tmp_path: Path,
-    places: Places,
-    undivided: RunFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    sizes: list[int],
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, cut: Cut
 ):
     chosen = recipe(model_folder, tasks_file, prompts=4)
-    room_for(monkeypatch, undivided, 35.5)
+    sizes = cut(35.5)
     whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
     # Completions of full length, as they are expected in the first step and were in the third, would have no room.
     assert sizes == [4] + [1] * 8 + [4]
@@ -286,17 +278,10 @@ def test_a_killed_run_goes_on_in_the_same_parts(
 
 @pytest.mark.parametrize("rloo", [{"refill": 2}, {"normalize_advantages": True}])
 def test_what_needs_the_whole_step_is_not_cut(
-    model_folder: Path,
-    tasks_file: Path,
-    tmp_path: Path,
-    places: Places,
-    undivided: RunFolder,
-    monkeypatch: pytest.MonkeyPatch,
-    sizes: list[int],
-    rloo: dict[str, object],
+    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places, cut: Cut, rloo: dict[str, object]
 ):
     chosen = recipe(model_folder, tasks_file, prompts=4, steps=1, rloo=rloo)
-    room_for(monkeypatch, undivided, 36)
+    sizes = cut(36)
     train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
     assert sizes == [4]
 

@@ -170,8 +170,7 @@ class Run:
         self.progress = checkpoint.load(newest, self.policy, self.optimizer, self.scheduler)
         self.folder.truncate_journal(self.progress.step)
         for record in read_journal(self.folder.journal):
-            self.minutes += record["seconds"]["total"] / 60
-            self.new_tokens = record["distinct_mean"]
+            self._book(record)
         self.engine.refresh()
         self.reporter.say(f"resumed after step {self.progress.step} from {newest}")
 
@@ -202,23 +201,27 @@ class Run:
         while self.progress.step < self.recipe.steps and not self._stale() and not self._late():
             record = self._step(self.progress.step)
             self.reporter.say(step_line(record, self.recipe.steps))
-            self.minutes += record["seconds"]["total"] / 60
-            self.new_tokens = record["distinct_mean"]
+            self._book(record)
             self.reporter.advance(
                 f"pass {record['pass_rate'] or 0:.0%}  {record['tokens_per_s']['rollout']:.0f} tokens/s"
             )
         self.reporter.end()
 
+    def _book(self, record: dict[str, Any]) -> None:
+        """Take from a step's record what the steps after it go by."""
+        self.minutes += record["seconds"]["total"] / 60
+        # Journals of earlier versions do not have it.
+        self.new_tokens = record.get("distinct_mean", self.new_tokens)
+
     def _step(self, step: int) -> dict[str, Any]:
         """One step of the line; its journal record."""
         clock = Clock()
-        sampled, update = self._learn(step, clock)
+        sampled, rewards, update = self._learn(step, clock)
         self.engine.refresh()
         clock.lap("update")
         self.progress = replace(self.progress, step=step + 1)
         validation = self._validate(step)
         clock.lap("validation")
-        rewards = reward_matrix(sampled.trained, self.recipe.reward)
         self.folder.write_rollouts(step, sampled.trained, rewards, update.advantages.tolist())
         record = {
             "step": step,
@@ -258,22 +261,29 @@ class Run:
                 "the rollouts are not those of the policy that learns"
             )
 
-    def _learn(self, step: int, clock: Clock) -> tuple[Sampled, Update]:
-        """Sample, judge and learn, part by part; one optimiser step (or the recipe's passes) in the end."""
+    def _learn(self, step: int, clock: Clock) -> tuple[Sampled, list[list[float]], Update]:
+        """Sample, judge and learn, part by part; one optimiser step (or the recipe's passes) in the end.
+
+        Returns:
+            The groups, the rewards [P][K] of those trained on, and the update.
+        """
         wanted = self.supply.wanted(step, self.experience)
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
         learning = self.improver.begin(sum(one.samples for one in wanted))
         parts: list[Sampled] = []
+        rewards: list[list[float]] = []
         try:
             for part in in_parts(wanted, self._room(), self.new_tokens):
                 with self.policy.recording():
                     sampled = self.supply.groups(step, part, self.experience)
                 clock.lap("rollout")
                 tokens = [TokenGroup.of(group.prompt.token_ids, group.completions) for group in sampled.trained]
-                self.improver.add(learning, tokens, torch.tensor(reward_matrix(sampled.trained, self.recipe.reward)))
+                earned = reward_matrix(sampled.trained, self.recipe.reward)
+                self.improver.add(learning, tokens, torch.tensor(earned))
                 clock.lap("update")
                 parts.append(sampled)
-            return Sampled.joined(parts), self.improver.finish(learning)
+                rewards += earned
+            return Sampled.joined(parts), rewards, self.improver.finish(learning)
         except TrainingError as error:
             self.save()
             raise TrainingError(
