@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ if not team_module.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
 
 from numba import njit
+from numba.core.ccallback import CFunc
 
 from greenloop.decoder.native.tile import _tile, _whole
 
@@ -176,16 +180,63 @@ def test_a_process_without_numba_says_that_it_is_missing():
     assert native.lays_out(torch.zeros(16, 2))
 
 
-def test_code_is_kept_for_exactly_these_sources_or_for_one_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(team_module, "cache_dir", lambda: tmp_path / "cache")
-    kept = team_module._kept_code()
-    assert kept == team_module._kept_code()
+@pytest.fixture
+def kept_code(monkeypatch):
+    """Where code is kept, given the cache folder."""
+
+    def at(cache: Path) -> Path:
+        monkeypatch.setattr(team_module, "cache_dir", lambda: cache)
+        return team_module._kept_code()
+
+    monkeypatch.setattr(team_module, "_kept_code", team_module._kept_code.__wrapped__)
+    return at
+
+
+def test_code_is_kept_for_exactly_these_sources(kept_code, tmp_path):
+    kept = kept_code(tmp_path / "cache")
+    assert kept == kept_code(tmp_path / "cache")
     assert kept.parent == tmp_path / "cache" / "native"
+
+
+def test_code_that_cannot_be_kept_is_made_for_one_process(kept_code, tmp_path):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(team_module, "cache_dir", lambda: tmp_path / "file")
-    alone = team_module._kept_code()
+    alone = kept_code(tmp_path / "file")
     assert alone.is_dir()
-    assert alone != team_module._kept_code()
+    assert alone.parent != tmp_path / "file"
+    shutil.rmtree(alone)
+
+
+COLD = """
+import json, sys
+from greenloop.decoder.native import team
+team._PACKAGE, team._MODULES = "small", ("first", "second")
+team._kept_code = lambda: team.Path(sys.argv[1])
+found = {name: team.compiled(name).called.cache_hits for name in team._MODULES}
+print(json.dumps([found, sorted(name for name in sys.modules if name.startswith("small."))]))
+"""
+
+
+def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path):
+    package, kept = tmp_path / "small", tmp_path / "kept"
+    package.mkdir()
+    kept.mkdir()
+    (package / "__init__.py").touch()
+    for name in ("first", "second"):
+        source = "from numba import cfunc\n@cfunc('void(voidptr)', cache=True)\ndef called(argument): pass\n"
+        (package / f"{name}.py").write_text(source)
+    command = [sys.executable, "-c", COLD, str(kept)]
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for _ in range(2):
+        answer = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=True)
+        assert json.loads(answer.stdout) == [{"first": 1, "second": 1}, ["small.first", "small.second"]]
+    assert len(list(kept.glob("made-*"))) == 1
+
+
+def test_this_process_has_compiled_none_of_the_code():
+    for name in team_module._MODULES:
+        functions = [one for one in vars(team_module.compiled(name)).values() if isinstance(one, CFunc)]
+        assert functions
+        assert {one.cache_hits for one in functions} == {1}
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:

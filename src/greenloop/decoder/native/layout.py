@@ -5,11 +5,14 @@ What the code and those who call it must agree on stands here, since the code ta
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+_WIDE = (os.environ.get("GREENLOOP_BLOCKS_FOR") or torch.backends.cpu.get_cpu_capability()).startswith("AVX512")
+"""Whether blocks are those of a processor with AVX-512; the variable is for testing the other kind."""
 LANES = 16
 """Keys or values of a block of attention: one or several vectors on every processor."""
 TILE = 12 if _WIDE else 6

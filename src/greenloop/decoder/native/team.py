@@ -5,6 +5,7 @@ A second team would fight PyTorch's for the cores, because threads of OpenMP wai
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -12,6 +13,9 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,9 @@ import torch
 
 from greenloop.decoder.native.layout import OUTPUTS, ROWS
 from greenloop.places import cache_dir
+
+_PACKAGE = "greenloop.decoder.native"
+_MODULES = ("code", "rows_code", "attention_code")
 
 
 class _Switch:
@@ -65,27 +72,47 @@ def trust() -> None:
         _mark().touch()
 
 
-def _mark() -> Path:
-    """Stands beside the code that was found right; one for each compiler and processor that may share the folder."""
+def _mark(what: str = "right") -> Path:
+    """Stands beside code that is made or was found right; one for each compiler and processor that share the folder."""
     import numba
     from llvmlite import binding
 
     compiler = f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    return _kept_code() / f"right-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}"
+    return _kept_code() / f"{what}-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}"
 
 
 @functools.cache
 def compiled(module: str = "code") -> Any:
-    """The module `code` or one of its kind, compiled for this processor by this process or an earlier one."""
+    """The module `code` or one of its kind, compiled for this processor by an earlier process.
+
+    Functions that several modules share are those of the module that comes first, and in a process that compiles they
+    are others, which round otherwise. So code is made in a process of its own and loaded in one order by all.
+    """
     import numba
 
+    if not _mark("made").is_file():
+        _make()
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_kept_code())
     try:
-        return importlib.import_module(f"greenloop.decoder.native.{module}")
+        loaded = {one: importlib.import_module(f"{_PACKAGE}.{one}") for one in _MODULES}
     finally:
         numba.config.CACHE_DIR = before
+    return loaded[module]
 
 
+def _make() -> None:
+    """Compile in another process. Where that fails this one compiles what it needs, all the same."""
+    program = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
+    places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    with contextlib.suppress(OSError):
+        made = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | places, capture_output=True, check=False
+        )
+        if made.returncode == 0:
+            _mark("made").touch()
+
+
+@functools.cache
 def _kept_code() -> Path:
     """Where compiled code is kept: a folder for exactly these sources and blocks, or one for this process alone.
 
@@ -97,7 +124,11 @@ def _kept_code() -> Path:
     folder = cache_dir() / "native" / digest[:16]
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="greenloop-"))
+    if os.access(folder, os.W_OK):
+        return folder
+    alone = Path(tempfile.mkdtemp(prefix="greenloop-"))
+    atexit.register(shutil.rmtree, alone, ignore_errors=True)
+    return alone
 
 
 def run(function: int, argument: int, threads: int) -> None:
