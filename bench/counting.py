@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greenloop.decoder import Decoder
+from greenloop.decoder.native.layout import FEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Sizes:
     kv_width: int
     """Keys and values of one token in all layers, elements."""
     element_bytes: int
+    few_rows_bytes: int
+    """Of all base weights, as they are read for few rows: in few bits where that is exact."""
 
     @classmethod
     def of(cls, decoder: Decoder) -> Sizes:
@@ -39,6 +42,7 @@ class Sizes:
         linears = [fused for layer in decoder.layers for fused in layer.linears]
         adapter = sum(weight.numel() for fused in linears for weight in fused.adapter())
         base = sum(fused.weight.shape[0] * fused.in_features for fused in linears)
+        weights = [(fused.base, fused.narrow) for fused in (*linears, decoder.lm_head)]
         depth, width = len(decoder.layers), decoder.head_width
         return cls(
             layer_weights=base + adapter,
@@ -47,6 +51,7 @@ class Sizes:
             attention_width=depth * decoder.heads * width,
             kv_width=2 * depth * decoder.kv_heads * width,
             element_bytes=decoder.head.element_size(),
+            few_rows_bytes=sum(whole.nbytes if narrow is None else narrow.nbytes for whole, narrow in weights),
         )
 
     def forward(self, tokens: int, scored: int, pairs: float, *, adapted: bool = True) -> Cost:
@@ -58,7 +63,11 @@ class Sizes:
     def decode_step(self, rows: int, groups: int, prompt: float, own: float) -> Cost:
         """One token for each row, with `own` tokens before it and a prompt that its group shares."""
         forward = self.forward(rows, rows, rows * (prompt + own))
-        return Cost(forward.flops, forward.bytes + self.element_bytes * self.kv_width * (groups * prompt + rows * own))
+        weights = self.layer_weights - self.adapter_weights + self.head_weights
+        spared = self.element_bytes * weights - self.few_rows_bytes if rows <= FEW else 0
+        return Cost(
+            forward.flops, forward.bytes - spared + self.element_bytes * self.kv_width * (groups * prompt + rows * own)
+        )
 
     def update(self, tokens: int, scored: int, pairs: float) -> Cost:
         """Forward and backward with frozen base weights.

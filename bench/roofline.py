@@ -90,10 +90,10 @@ def generated(side: Side, groups: int, samples: int, new_tokens: int) -> list[Co
     return list(engine.generate(requests, Sampling(temperature=1.0, max_new_tokens=new_tokens)))
 
 
-def decoding(side: Side, groups: int) -> tuple[int, float, Cost]:
+def decoding(side: Side, groups: int, samples: int) -> tuple[int, float, Cost]:
     """Rows that part before the clock starts, seconds of a step with them in flight, and what it has to do."""
-    rows = len({(one.group, one.token_ids) for one in generated(side, groups, GROUP, FIRST)})
-    until = [seconds_of(partial(generated, side, groups, GROUP, tokens + 1)) for tokens in (FIRST, LAST)]
+    rows = len({(one.group, one.token_ids) for one in generated(side, groups, samples, FIRST)})
+    until = [seconds_of(partial(generated, side, groups, samples, tokens + 1)) for tokens in (FIRST, LAST)]
     prompt = statistics.mean(len(prompt.token_ids) for prompt in side.prompts[:groups])
     cost = Sizes.of(side.policy.decoder).decode_step(rows, groups, prompt, (FIRST + LAST + 1) / 2)
     return rows, (until[1] - until[0]) / (LAST - FIRST), cost
@@ -123,7 +123,7 @@ def measure(side: Side, rows: Sequence[int], new_tokens: int) -> tuple[list[Row]
         print(f"{stage}, {size}: {seconds:.3f} s, {row.share:.0%} of the roofline", flush=True)
 
     for count in rows:
-        apart, seconds, cost = decoding(side, count // GROUP)
+        apart, seconds, cost = decoding(side, -(-count // GROUP), min(count, GROUP))
         add("decode step", f"{apart} rows", seconds, cost, apart)
     prompt = len(side.prompts[0].token_ids)
     prompt_pairs = prompt * (prompt + 1) / 2
@@ -164,8 +164,8 @@ def main() -> None:
         "--new-tokens", type=int, default=100, help="of the completions of the reference and the update"
     )
     options = parse(parser)
-    if any(rows < GROUP or rows % GROUP for rows in options.rows):
-        parser.error(f"--rows: {options.rows}; take multiples of {GROUP}, the size of a group")
+    if any(rows < 1 or (rows > GROUP and rows % GROUP) for rows in options.rows):
+        parser.error(f"--rows: {options.rows}; take 1 to {GROUP}, the size of a group, or multiples of it")
     work = work_of(options, prompts=1, samples=GROUP, beta=0.0)
     with SandboxVerifier() as verifier:
         table, limits = measure(Side(work, verifier), options.rows, options.new_tokens)

@@ -15,14 +15,15 @@ import torch
 
 from conftest import NO_NATIVE, ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
-from greenloop.decoder.native import Product, Step, blocks_of, lays_out, rows
+from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
-from greenloop.decoder.native.layout import OUTPUTS
+from greenloop.decoder.native.layout import GROUP, OUTPUTS
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
+from greenloop.native_trial import in_few_bits, random_model
 
 if not team_module.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
@@ -149,6 +150,45 @@ def test_a_step_reads_bfloat16_weights_and_rounds_less_than_the_decoder():
     ):
         by_decoder, by_step = (expected - whole).abs().mean(), (logits - whole).abs().mean()
         assert 0 < by_step < by_decoder
+
+
+def widened(narrow: Narrow, outputs: int) -> torch.Tensor:
+    """The [out, in] weights that the codes stand for."""
+    codes = narrow.codes
+    if narrow.bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], dim=2).flatten(1, 2)
+    scales, offsets = (one.repeat_interleave(GROUP, dim=1) for one in (narrow.scales, narrow.offsets))
+    return (codes * scales + offsets).transpose(1, 2).flatten(0, 1)[:outputs]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_few_bits_are_found_and_kept_exactly(bits: int):
+    weight = in_few_bits(torch.randn(50, 96, generator=torch.Generator().manual_seed(bits)), bits)
+    weight[7, 32:64] = 0.0
+    narrow = narrow_of(weight)
+    assert narrow is not None
+    assert narrow.bits == bits
+    assert torch.equal(widened(narrow, 50), weight)
+    weight[3, 40] += 1e-6
+    assert narrow_of(weight) is None
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.randn(8, 64), in_few_bits(torch.randn(8, 64), 4)[:, :40], torch.ones(8, 64).half()]
+)
+def test_other_weights_are_left_alone(weight: torch.Tensor):
+    assert narrow_of(weight) is None
+
+
+def test_a_step_computes_the_same_from_weights_in_few_bits(monkeypatch):
+    decoder = Decoder(random_model())
+    kinds = [linear.narrow and linear.narrow.bits for linear in (*decoder.layers[0].linears, decoder.lm_head)]
+    assert kinds == [4, 4, 4, 4, 8]
+    assert decoder.layers[1].qkv.narrow is None
+    found = pairs_of_logits(random_model())
+    monkeypatch.setattr("greenloop.decoder.linear.narrow_of", lambda weight: None)
+    for (_, narrow), (_, whole) in zip(found, pairs_of_logits(random_model()), strict=True):
+        assert torch.equal(narrow, whole)
 
 
 def test_models_with_norms_of_heads_and_machines_without_the_code_decode_in_pytorch(monkeypatch):

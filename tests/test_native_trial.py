@@ -1,12 +1,14 @@
 """Native code is tried before it is trusted, and left off where it is wrong."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conftest import NO_NATIVE, tiny_llama
 from greenloop import native_trial
 from greenloop.decoder import Decoder
-from greenloop.decoder.native import Product, Step, attention, rows, team
+from greenloop.decoder.native import Product, Step, attention, narrow_of, rows, team
 from greenloop.native_trial import TOLERANCE, disagreement, try_native_code
 
 if not team.available():
@@ -71,12 +73,22 @@ def wrong_gradient(monkeypatch):
     monkeypatch.setattr("greenloop.learn.attention.attention.attend_back", lambda *given: right(*given) * 1.01)
 
 
+def wrong_scales(monkeypatch):
+    def twisted(weight):
+        narrow = narrow_of(weight)
+        return narrow and replace(narrow, scales=narrow.scales * 1.1)
+
+    monkeypatch.setattr("greenloop.decoder.linear.narrow_of", twisted)
+
+
 def no_numbers(monkeypatch):
     right = rows.normed
     monkeypatch.setattr(rows, "normed", lambda *given: right(*given) * torch.nan)
 
 
-@pytest.mark.parametrize("break_it", [wrong_product, wrong_step, wrong_attention, wrong_gradient, no_numbers])
+@pytest.mark.parametrize(
+    "break_it", [wrong_product, wrong_step, wrong_attention, wrong_gradient, wrong_scales, no_numbers]
+)
 def test_each_part_is_looked_at(break_it, monkeypatch):
     break_it(monkeypatch)
     assert not disagreement() < TOLERANCE

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from greenloop.decoder import supported
 from greenloop.decoder.native import Product, blocks_of, team
+from greenloop.decoder.native.layout import GROUP
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
@@ -29,6 +30,8 @@ TOLERANCE = 1e-3
 """Nats a token, and of a gradient its share; rounding makes 1e-5."""
 
 _SAMPLES, _WARM = 7, Sampling(temperature=1.0, max_new_tokens=40)
+_ENDS = frozenset(range(0, 304, 16))
+"""One token of sixteen ends a completion, so that steps have many rows and few."""
 _PROMPTS = [tuple(range(3, 43)), tuple(range(3, 20)), tuple(range(50, 55))]
 
 
@@ -57,7 +60,7 @@ def try_native_code(model: Any, say: Callable[[str], None]) -> None:
 
 def disagreement() -> float:
     """The largest difference between native code and PyTorch's operations, as `TOLERANCE` counts; NaN is infinite."""
-    model = _random_model()
+    model = random_model()
     policy = Policy(model, _WARM.temperature)
     policy.remember(2**26)
     try:
@@ -79,12 +82,12 @@ def disagreement() -> float:
     return max(math.inf if math.isnan(one) else one for one in differences)
 
 
-def _random_model() -> Any:
+def random_model() -> Any:
     """A Llama of random numbers with an adapter; wide enough for every size of tile and panel."""
     config = LlamaConfig(
         vocab_size=304,
         hidden_size=96,
-        intermediate_size=1104,
+        intermediate_size=1120,
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
@@ -93,11 +96,36 @@ def _random_model() -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = adapt(LlamaForCausalLM(config), LoraSection(rank=4, alpha=8), seed=0, base_name="random")
+        llama = LlamaForCausalLM(config)
+        _quantise(llama.model.layers[0], 4)
+        _quantise(llama.lm_head, 8)
+        model = adapt(llama, LoraSection(rank=4, alpha=8), seed=0, base_name="random")
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
     return model
+
+
+@torch.no_grad()
+def _quantise(module: nn.Module, bits: int) -> None:
+    """Round a module's linear layers to weights that native code reads in few bits."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.copy_(in_few_bits(layer.weight, bits))
+
+
+def in_few_bits(weight: Tensor, bits: int) -> Tensor:
+    """The [out, in] weight as a file with 4 bits and an offset (Q4_1), or with 8 bits (Q8_0), has it."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    if bits == 4:
+        offset = groups.amin(dim=-1, keepdim=True).half().float()
+        scale = (groups.amax(dim=-1, keepdim=True) - offset) / 15
+    else:
+        scale = groups.abs().amax(dim=-1, keepdim=True) / 127
+        offset = torch.zeros_like(scale)
+    scale = scale.half().float()
+    nearest: Tensor = ((groups - offset) / scale).round() * scale + offset
+    return nearest.flatten(1)
 
 
 class _NoText:
@@ -110,7 +138,7 @@ class _NoText:
 
 def _sampled(policy: Policy) -> tuple[list[Pack], Tensor]:
     """A rollout's packs, and what the sampler says of their tokens."""
-    engine = Engine(policy.decoder, Stopper(_NoText(), frozenset()))
+    engine = Engine(policy.decoder, Stopper(_NoText(), _ENDS))
     wanted = [Request(token_ids=prompt, samples=_SAMPLES, seed=seed) for seed, prompt in enumerate(_PROMPTS)]
     with policy.recording():
         found = {(one.group, one.sample): one for one in engine.generate(wanted, _WARM)}

@@ -9,6 +9,7 @@ gradients. The adapter is stored and stepped in float32 by PEFT; here is its cop
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import Product, blocks_of, lays_out, rows
+from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, rows
 
 
 class FusedLinear:
@@ -100,6 +101,11 @@ class FusedLinear:
     def product(self, joined: Tensor) -> Tensor:
         """[N, in + rank] of `joined` to the outputs [N, out]."""
         return F.linear(joined, self.weight, self.bias)
+
+    @cached_property
+    def narrow(self) -> Narrow | None:
+        """`base` in few bits, if it is such; it does not change."""
+        return narrow_of(self.base)
 
     @property
     def base(self) -> Tensor:

@@ -9,9 +9,10 @@ operations do the work.
 """
 
 from greenloop.decoder.native.layout import LANES, blocks_of
+from greenloop.decoder.native.narrow import Narrow, narrow_of
 from greenloop.decoder.native.product import Product, lays_out
 from greenloop.decoder.native.rows import reads
 from greenloop.decoder.native.step import Step, fits
 from greenloop.decoder.native.team import available
 
-__all__ = ["LANES", "Product", "Step", "available", "blocks_of", "fits", "lays_out", "reads"]
+__all__ = ["LANES", "Narrow", "Product", "Step", "available", "blocks_of", "fits", "lays_out", "narrow_of", "reads"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS
+from greenloop.decoder.native.layout import FEW, GROUP, LANES, OUTPUTS, PHASES, ROWS, SHEET
 from greenloop.decoder.native.parts import (
     INTEGER,
     REORDERED,
@@ -29,7 +29,7 @@ from greenloop.decoder.native.parts import (
     turn,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
-from greenloop.decoder.native.tile import BYTES, LINE, WEIGHTS, add_atomically, call, pointer
+from greenloop.decoder.native.tile import BYTES, LINE, WEIGHTS, add_atomically, call, pointer, widen_bytes, widen_halves
 
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
@@ -53,8 +53,41 @@ def _multiply(
 
 
 @njit
-def _linear(one: Any, linear: Any, out: Any, taken: int) -> None:
+def _widen(narrow: Any, block: int, groups: int, begin: int, count: int, target: int) -> None:
+    """The float32 weights [count, OUTPUTS] of a block's inputs from `begin` on."""
+    for group in range(begin // GROUP, (begin + count) // GROUP):
+        place = block * groups + group
+        codes = narrow.codes + place * GROUP * OUTPUTS * narrow.bits // 8
+        scales, offsets = narrow.scales + place * WEIGHTS, narrow.offsets + place * WEIGHTS
+        out = target + (group * GROUP - begin) * WEIGHTS
+        if narrow.bits == 4:
+            widen_halves(codes, scales, offsets, out)
+        else:
+            widen_bytes(codes, scales, offsets, out)
+
+
+@njit
+def _multiply_narrow(one: Any, linear: Any, out: Any, scratch: int, taken: int) -> None:
+    """`_multiply` with a base in few bits, made float32 sheet by sheet: the same sums in the same order."""
+    width, pitch, stride = linear.width, linear.width + linear.rank, out.stride
+    for block in portions(taken, linear.blocks, 1):
+        target = out.at + block * WEIGHTS
+        for begin in range(0, width, SHEET):
+            count, packed = min(SHEET, width - begin), one.packed + begin * ROWS * BYTES
+            _widen(linear.narrow, block, width // GROUP, begin, count, scratch)
+            start = target if begin else 0
+            add_packed(packed, pitch, one.rows, scratch, WEIGHTS, count, target, stride, start, stride, 0)
+        if linear.rank:
+            packed, up = one.packed + width * ROWS * BYTES, linear.weight + (block * pitch + width) * WEIGHTS
+            add_packed(packed, pitch, one.rows, up, WEIGHTS, linear.rank, target, stride, target, stride, 0)
+
+
+@njit
+def _linear(one: Any, linear: Any, out: Any, scratch: int, taken: int) -> None:
     """A fused linear layer of what is packed. `_attend` adds the bias."""
+    if linear.narrow.bits and one.rows <= FEW:
+        _multiply_narrow(one, linear, out, scratch, taken)
+        return
     width = linear.width + linear.rank
     _multiply(one.packed, one.rows, linear.weight, linear.line, width, out.at, out.stride, linear.blocks, taken)
 
@@ -247,26 +280,26 @@ def _decode(one: Any) -> None:
         middle = after_qkv + 2 * heads + 2 * one.kv_heads * one.head_width + layer.output.rank
         _enter(one, number, 0, layer.input_norm, layer.qkv, number > 0, taken)
         meetings = meet(one, meetings + team)
-        _linear(one, layer.qkv, one.qkv, taken + INTEGER)
+        _linear(one, layer.qkv, one.qkv, scratch, taken + INTEGER)
         meetings = meet(one, meetings + team)
         _attend(one, layer, scratch, taken + 2 * INTEGER)
         meetings = meet(one, meetings + team)
         _gather(one, number, after_qkv, layer.output, taken + 3 * INTEGER)
         meetings = meet(one, meetings + team)
-        _linear(one, layer.output, one.change, taken + 4 * INTEGER)
+        _linear(one, layer.output, one.change, scratch, taken + 4 * INTEGER)
         meetings = meet(one, meetings + team)
         _enter(one, number, middle, layer.mlp_norm, layer.gate_up, True, taken + 5 * INTEGER)
         meetings = meet(one, meetings + team)
-        _linear(one, layer.gate_up, one.gate_up, taken + 6 * INTEGER)
+        _linear(one, layer.gate_up, one.gate_up, scratch, taken + 6 * INTEGER)
         meetings = meet(one, meetings + team)
         _gate(one, number, middle + one.width + layer.gate_up.rank, layer.down, taken + 7 * INTEGER)
         meetings = meet(one, meetings + team)
-        _linear(one, layer.down, one.change, taken + 8 * INTEGER)
+        _linear(one, layer.down, one.change, scratch, taken + 8 * INTEGER)
         meetings = meet(one, meetings + team)
         taken += PHASES * INTEGER
     _enter(one, one.layer_count, 0, one.norm, one.head, True, taken)
     meet(one, meetings + team)
-    _linear(one, one.head, one.logits, taken + INTEGER)
+    _linear(one, one.head, one.logits, scratch, taken + INTEGER)
 
 
 @cfunc("void(voidptr)", cache=True)

@@ -21,6 +21,12 @@ ROWS, OUTPUTS = (12, 16) if _WIDE else (4, 24)
 """The same for packed rows, and outputs of a weight's block."""
 PANEL = 1024
 """Inputs of a block that are multiplied together: at most 96 KiB, which stay in a processor's second cache."""
+SHEET = 256
+"""Inputs of a block that are made float32 together: 24 KiB, which stay in its first cache."""
+FEW = 8
+"""Rows for which weights are read in few bits; with 12 and more the products last longer than reading float32 does."""
+GROUP = 32
+"""Inputs of an output whose weights have one scale where they are kept in few bits."""
 QUERIES = 32
 """Tokens whose queries are taken together in training's attention."""
 PHASES = 9

@@ -31,6 +31,16 @@ PRODUCT = np.dtype(
 )
 """One product of plain matrices."""
 
+NARROW = np.dtype(
+    [
+        ("bits", "i8"),  # 4 or 8; 0: there is none
+        ("codes", "i8"),  # as are the next two, of a Narrow
+        ("scales", "i8"),
+        ("offsets", "i8"),
+    ]
+)
+"""Weights in few bits."""
+
 LINEAR = np.dtype(
     [
         ("line", "i8"),  # bytes of a block's weights of one input, float32 or bfloat16
@@ -40,6 +50,7 @@ LINEAR = np.dtype(
         ("rank", "i8"),  # of the adapters
         ("down", "i8"),  # [down_blocks, width, OUTPUTS], A
         ("down_blocks", "i8"),
+        ("narrow", NARROW),  # the base
     ]
 )
 """A fused linear layer."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS, whole_blocks
+from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS, SHEET, whole_blocks
 from greenloop.decoder.native.product import lays_out
 from greenloop.decoder.native.records import LAYER, STEP, record
 from greenloop.decoder.native.team import compiled, meeting, run
@@ -77,13 +77,14 @@ class Step:
         self._packed = torch.zeros(-(-rows // ROWS) * ROWS * (max(hidden, heads, width) + low))
         prompt_places, own_places = cache.prompt_v.shape[4], cache.own_v.shape[4]
         group = decoder.heads // decoder.kv_heads
-        # The queries of a chunk, their scores, and two results of attention.
-        scratch = CHUNK * group * (3 * decoder.head_width + prompt_places + own_places) + LANES
+        # The queries of a chunk, their scores, and two results of attention; or a sheet of weights.
+        attention = CHUNK * group * (3 * decoder.head_width + prompt_places + own_places) + LANES
+        scratch = max(attention, SHEET * OUTPUTS)
         self._scratch = torch.zeros(self._threads, scratch)
         self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
         self._layers = self._layer_records()
         # The records hold addresses: a `refresh` of the decoder meanwhile must not free what they point to.
-        self._weights = [(linear.blocks, linear.down_blocks) for linear in (*linears, decoder.lm_head)]
+        self._weights = [(linear.blocks, linear.down_blocks, linear.narrow) for linear in (*linears, decoder.lm_head)]
         self._taken = np.zeros(PHASES * len(decoder.layers) + 2, dtype=np.int64)
         self._met = np.zeros(2, dtype=np.int64)
         fields = {
@@ -169,10 +170,10 @@ class Step:
         return records
 
 
-def _linear(linear: FusedLinear) -> dict[str, int]:
+def _linear(linear: FusedLinear) -> dict[str, Any]:
     """The fields of a LINEAR record."""
     assert linear.blocks is not None, "the decoder was not packed for native code"
-    low = linear.down_blocks
+    low, narrow = linear.down_blocks, linear.narrow
     return {
         "line": OUTPUTS * linear.blocks.element_size(),
         "weight": linear.blocks.data_ptr(),
@@ -181,6 +182,14 @@ def _linear(linear: FusedLinear) -> dict[str, int]:
         "rank": linear.rank,
         "down": 0 if low is None else low.data_ptr(),
         "down_blocks": 0 if low is None else low.shape[0],
+        "narrow": {}
+        if narrow is None
+        else {
+            "bits": narrow.bits,
+            "codes": narrow.codes.data_ptr(),
+            "scales": narrow.scales.data_ptr(),
+            "offsets": narrow.offsets.data_ptr(),
+        },
     }
 
 

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, ROWS, TILE
+from greenloop.decoder.native.layout import GROUP, LANES, OUTPUTS, ROWS, TILE
 
 BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
@@ -123,9 +123,7 @@ def _emit_tile(
 ) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
     x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
-    fma = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{VECTOR}f32"
-    )
+    fma = _fma(builder)
     parts = range(0, lanes, VECTOR)
     inputs = [_float_at(builder, x, _INT(row) if packed else builder.mul(x_stride, _INT(row))) for row in range(count)]
     outputs = [
@@ -210,6 +208,63 @@ half_tile = _tile(_half, ROWS, OUTPUTS, packed=True, fetching=True)
 """The same for bfloat16 weights."""
 
 
+def _widening(bits: int) -> Any:
+    """`widen` for codes of so many bits."""
+    name = f"greenloop_widen_{bits}"
+
+    @intrinsic
+    def widen(typing: Any, codes: Any, scales: Any, offsets: Any, target: Any) -> Any:
+        """code * scale + offset for the inputs of a group, rounded once.
+
+        Args:
+            codes: address of [GROUP * bits / 8, OUTPUTS] bytes; with 4 bits the first of two inputs is the low half.
+            scales: address of [OUTPUTS] float32.
+            offsets: address of [OUTPUTS] float32.
+            target: address of [GROUP, OUTPUTS] float32.
+        """
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            if function.is_declaration:
+                _define_widen(function, bits)
+            builder.call(function, arguments)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 4), emit
+
+    return widen
+
+
+def _define_widen(function: Any, bits: int) -> None:
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    codes, scales, offsets, target = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    integers, fma = ir.VectorType(_SHORT, VECTOR), _fma(builder)
+    bytes_read = ir.VectorType(ir.IntType(8), VECTOR).as_pointer()
+    half, low = (ir.Constant(integers, [value] * VECTOR) for value in (4, 15))
+    for part in range(0, OUTPUTS, VECTOR):
+        scale, offset = (builder.load(_vector_at(builder, at, _INT(part)), align=BYTES) for at in (scales, offsets))
+        for line in range(GROUP * bits // 8):
+            at = builder.add(codes, _INT(line * OUTPUTS + part))
+            read = builder.load(builder.inttoptr(at, bytes_read), align=1)
+            if bits == 4:
+                both = builder.zext(read, integers)
+                numbers = [builder.and_(both, low), builder.lshr(both, half)]
+            else:
+                numbers = [builder.sext(read, integers)]
+            for turn, number in enumerate(numbers):
+                weight = builder.call(fma, [builder.sitofp(number, _VECTOR), scale, offset])
+                place = _vector_at(builder, target, _INT((line * len(numbers) + turn) * OUTPUTS + part))
+                builder.store(weight, place, align=BYTES)
+    builder.ret_void()
+
+
+widen_halves, widen_bytes = _widening(4), _widening(8)
+"""Float32 weights from codes of 4 and of 8 bits."""
+
+
 def _copied(weights_of: Callable[..., Any]) -> Any:
     """`copied` for one type of weights."""
 
@@ -279,6 +334,12 @@ turned, half_turned = _turned(_whole, BYTES), _turned(_half, BYTES // 2)
 """Transpose 8 x 8 weights: float32, bfloat16."""
 interleaved = _turned(_whole, BYTES, QUARTET)
 """Transpose 4 x 4 values."""
+
+
+def _fma(builder: Any) -> Any:
+    """The function a * b + c of vectors, rounded once."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{VECTOR}f32")
 
 
 def _float_at(builder: Any, address: Any, offset: Any) -> Any:
