@@ -31,6 +31,11 @@ class Narrow:
     offsets: Tensor
     """[blocks, in / GROUP, OUTPUTS]."""
 
+    def fields(self) -> dict[str, int]:
+        """Of a NARROW record."""
+        tensors = {"codes": self.codes, "scales": self.scales, "offsets": self.offsets}
+        return {"bits": self.bits} | {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
     @property
     def nbytes(self) -> int:
         """Of all three."""
@@ -41,7 +46,8 @@ def narrow_of(weight: Tensor) -> Narrow | None:
     """The [out, in] float32 weight in 4 or 8 bits, if that is exactly what it is.
 
     4 bits are found where each group has its least and its greatest value at the codes 0 and 15, as llama.cpp's Q4_1
-    has; 8 bits where the greatest magnitude has the code 127 and there is no offset, as in Q8_0.
+    has; 8 bits where the greatest magnitude has the code 127 and there is no offset, as in Q8_0. A code times a scale
+    of float16 is exact, so that multiplying and adding in one instruction gives the same.
     """
     if weight.dtype != torch.float32 or weight.shape[1] % GROUP:
         return None

@@ -182,14 +182,7 @@ def _linear(linear: FusedLinear) -> dict[str, Any]:
         "rank": linear.rank,
         "down": 0 if low is None else low.data_ptr(),
         "down_blocks": 0 if low is None else low.shape[0],
-        "narrow": {}
-        if narrow is None
-        else {
-            "bits": narrow.bits,
-            "codes": narrow.codes.data_ptr(),
-            "scales": narrow.scales.data_ptr(),
-            "offsets": narrow.offsets.data_ptr(),
-        },
+        "narrow": {} if narrow is None else narrow.fields(),
     }
 
 
