@@ -238,6 +238,13 @@ def test_code_is_kept_for_exactly_these_sources(kept_code, tmp_path):
     assert kept.parent == tmp_path / "cache" / "native"
 
 
+def test_code_of_another_place_is_kept_apart(kept_code, tmp_path, monkeypatch):
+    here = kept_code(tmp_path / "cache")
+    copied = shutil.copytree(Path(team_module.__file__).parent, tmp_path / "native")
+    monkeypatch.setattr(team_module, "__file__", str(copied / "team.py"))
+    assert kept_code(tmp_path / "cache") != here
+
+
 def test_code_that_cannot_be_kept_is_made_for_one_process(kept_code, tmp_path):
     (tmp_path / "file").touch()
     alone = kept_code(tmp_path / "file")

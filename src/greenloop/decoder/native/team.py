@@ -77,7 +77,9 @@ def _mark(what: str = "right") -> Path:
     import numba
     from llvmlite import binding
 
-    compiler = f"{numba.__version__} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    named = f"{numba.config.CPU_NAME} {numba.config.CPU_FEATURES} {numba.config.ENABLE_AVX}"
+    found = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    compiler = f"{numba.__version__} {named} {found}"
     return _kept_code() / f"{what}-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}"
 
 
@@ -103,10 +105,14 @@ def compiled(module: str = "code") -> Any:
 def _make() -> None:
     """Compile in another process. Where that fails this one compiles what it needs, all the same."""
     program = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
-    places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     with contextlib.suppress(OSError):
         made = subprocess.run(
-            [sys.executable, "-c", program], env=os.environ | places, capture_output=True, check=False
+            [sys.executable, "-P", "-c", program],
+            env=os.environ | places,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
         if made.returncode == 0:
             _mark("made").touch()
@@ -116,10 +122,12 @@ def _make() -> None:
 def _kept_code() -> Path:
     """Where compiled code is kept: a folder for exactly these sources and blocks, or one for this process alone.
 
-    Numba knows a function by the file that it stands in; this code is put together from several.
+    Numba knows a function by the file that it stands in; this code is put together from several. It finds none that was
+    compiled from files of another place or for another Python, so those have folders of their own.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    parts = [*(source.read_bytes() for source in sources), f"{ROWS} {OUTPUTS}".encode()]
+    place = Path(__file__).resolve().parent
+    parts = [source.read_bytes() for source in sorted(place.glob("*.py"))]
+    parts.append(f"{ROWS} {OUTPUTS} {place} {sys.implementation.cache_tag}".encode())
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     folder = cache_dir() / "native" / digest[:16]
     with contextlib.suppress(OSError):
