@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from greenloop.decoder import supported
 from greenloop.decoder.native import Product, blocks_of, team
-from greenloop.decoder.native.layout import GROUP
+from greenloop.decoder.native.narrow import nearest
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
@@ -115,17 +115,9 @@ def _quantise(module: nn.Module, bits: int) -> None:
 
 
 def in_few_bits(weight: Tensor, bits: int) -> Tensor:
-    """The [out, in] weight as a file with 4 bits and an offset (Q4_1), or with 8 bits (Q8_0), has it."""
-    groups = weight.unflatten(1, (-1, GROUP))
-    if bits == 4:
-        offset = groups.amin(dim=-1, keepdim=True).half().float()
-        scale = (groups.amax(dim=-1, keepdim=True) - offset) / 15
-    else:
-        scale = groups.abs().amax(dim=-1, keepdim=True) / 127
-        offset = torch.zeros_like(scale)
-    scale = scale.half().float()
-    nearest: Tensor = ((groups - offset) / scale).round() * scale + offset
-    return nearest.flatten(1)
+    """The [out, in] weight rounded as a file with 4 bits and an offset (Q4_1), or with 8 bits (Q8_0), has it."""
+    codes, scales, offsets = nearest(weight, bits)
+    return (codes * scales + offsets).flatten(1)
 
 
 class _NoText:

@@ -22,7 +22,7 @@ ROWS, OUTPUTS = (12, 16) if _WIDE else (4, 24)
 PANEL = 1024
 """Inputs of a block that are multiplied together: at most 96 KiB, which stay in a processor's second cache."""
 SHEET = 256
-"""Inputs of a block that are made float32 together: 24 KiB, which stay in its first cache."""
+"""Inputs of a block that are made float32 together: at most 24 KiB, which stay in its first cache."""
 FEW = 8
 """Rows for which weights are read in few bits; with 12 and more the products last longer than reading float32 does."""
 GROUP = 32

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from greenloop.decoder.native.layout import GROUP, blocks_of
 
+_MOST = {4: 15, 8: 127}
+"""The greatest code."""
 _ROWS = 4096
 """Outputs that are looked at together."""
 
@@ -51,37 +53,42 @@ def narrow_of(weight: Tensor) -> Narrow | None:
     """
     if weight.dtype != torch.float32 or weight.shape[1] % GROUP:
         return None
-    for bits in (4, 8):
+    for bits in _MOST:
         found = []
         for rows in weight.split(_ROWS):
-            line = _line(rows.unflatten(1, (-1, GROUP)), bits)
-            if line is None:
+            exact = _exact(rows, bits)
+            if exact is None:
                 break
-            found.append(line)
+            found.append(exact)
         else:
             return _laid_out(bits, found)
     return None
 
 
-def _line(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Codes [N, in], scales and offsets [N, in / GROUP] of [N, in / GROUP, GROUP] weights, if they are such."""
+def nearest(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The [out, in] weight in few bits: codes [out, in / GROUP, GROUP], scales and offsets [out, in / GROUP, 1]."""
+    groups = weight.unflatten(1, (-1, GROUP))
     if bits == 4:
         least, greatest = groups.aminmax(dim=-1, keepdim=True)
-        offsets, most = least, 15
-        scales = (greatest - least) / most
+        offsets, scales = least, (greatest - least) / _MOST[bits]
     else:
-        greatest, most = groups.abs().amax(dim=-1, keepdim=True), 127
-        offsets, scales = torch.zeros_like(greatest), greatest / most
+        greatest = groups.abs().amax(dim=-1, keepdim=True)
+        offsets, scales = torch.zeros_like(greatest), greatest / _MOST[bits]
     # A file keeps scales in float16.
     scales = scales.half().float()
-    codes = ((groups - offsets) / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_()
-    if codes.abs().max() > most or not torch.equal(codes * scales + offsets, groups):
+    return ((groups - offsets) / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_(), scales, offsets
+
+
+def _exact(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Codes [N, in], scales and offsets [N, in / GROUP] of [N, in] weights, if they are such."""
+    codes, scales, offsets = nearest(weight, bits)
+    if codes.abs().max() > _MOST[bits] or not torch.equal((codes * scales + offsets).flatten(1), weight):
         return None
     return codes.flatten(1).to(torch.uint8 if bits == 4 else torch.int8), scales.squeeze(-1), offsets.squeeze(-1)
 
 
-def _laid_out(bits: int, lines: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Narrow:
-    codes, scales, offsets = (torch.cat(pieces) for pieces in zip(*lines, strict=True))
+def _laid_out(bits: int, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Narrow:
+    codes, scales, offsets = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     if bits == 4:
         codes = codes[:, 0::2] | codes[:, 1::2] << 4
     return Narrow(bits, *(blocks_of(one) for one in (codes, scales, offsets)))

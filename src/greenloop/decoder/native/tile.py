@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import llvmlite.ir as ir
@@ -79,11 +80,8 @@ def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            if function.is_declaration:
-                _define_tile(function, weights_of, most, lanes, packed=packed, fetching=fetching)
-            builder.call(function, arguments)
+            define = partial(_define_tile, weights_of, most, lanes, packed=packed, fetching=fetching)
+            _emit_call(builder, name, define, arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 12), emit
@@ -91,12 +89,23 @@ def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool
     return tile
 
 
+def _emit_call(builder: Any, name: str, define: Callable[[Any], None], arguments: Sequence[Any]) -> None:
+    """Call a function of integers that stands once in a module, defined where it is first called.
+
+    What calls it at several places compiles in a fraction of the time.
+    """
+    kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    if function.is_declaration:
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        define(function)
+    builder.call(function, arguments)
+
+
 def _define_tile(
-    function: Any, weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool, fetching: bool
+    weights_of: Callable[..., Any], most: int, lanes: int, function: Any, *, packed: bool, fetching: bool
 ) -> None:
-    """A function of its own, so that what calls it at several places compiles in a fraction of the time."""
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
     rows, *operands = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     after = function.append_basic_block("after")
@@ -224,11 +233,7 @@ def _widening(bits: int) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            if function.is_declaration:
-                _define_widen(function, bits)
-            builder.call(function, arguments)
+            _emit_call(builder, name, partial(_define_widen, bits), arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 4), emit
@@ -236,9 +241,7 @@ def _widening(bits: int) -> Any:
     return widen
 
 
-def _define_widen(function: Any, bits: int) -> None:
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
+def _define_widen(bits: int, function: Any) -> None:
     codes, scales, offsets, target = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     integers, fma = ir.VectorType(_SHORT, VECTOR), _fma(builder)
