@@ -33,8 +33,8 @@ class Sizes:
     kv_width: int
     """Keys and values of one token in all layers, elements."""
     element_bytes: int
-    few_rows_bytes: int
-    """Of all base weights, as they are read for few rows: in few bits where that is exact."""
+    spared_bytes: int
+    """That few rows need not read, where native code reads weights in few bits."""
 
     @classmethod
     def of(cls, decoder: Decoder) -> Sizes:
@@ -42,7 +42,7 @@ class Sizes:
         linears = [fused for layer in decoder.layers for fused in layer.linears]
         adapter = sum(weight.numel() for fused in linears for weight in fused.adapter())
         base = sum(fused.weight.shape[0] * fused.in_features for fused in linears)
-        weights = [(fused.base, fused.narrow) for fused in (*linears, decoder.lm_head)]
+        narrow = [(fused.base, fused.narrow) for fused in (*linears, decoder.lm_head) if decoder.native]
         depth, width = len(decoder.layers), decoder.head_width
         return cls(
             layer_weights=base + adapter,
@@ -51,7 +51,7 @@ class Sizes:
             attention_width=depth * decoder.heads * width,
             kv_width=2 * depth * decoder.kv_heads * width,
             element_bytes=decoder.head.element_size(),
-            few_rows_bytes=sum(whole.nbytes if narrow is None else narrow.nbytes for whole, narrow in weights),
+            spared_bytes=sum(whole.nbytes - few.nbytes for whole, few in narrow if few is not None),
         )
 
     def forward(self, tokens: int, scored: int, pairs: float, *, adapted: bool = True) -> Cost:
@@ -63,11 +63,8 @@ class Sizes:
     def decode_step(self, rows: int, groups: int, prompt: float, own: float) -> Cost:
         """One token for each row, with `own` tokens before it and a prompt that its group shares."""
         forward = self.forward(rows, rows, rows * (prompt + own))
-        weights = self.layer_weights - self.adapter_weights + self.head_weights
-        spared = self.element_bytes * weights - self.few_rows_bytes if rows <= FEW else 0
-        return Cost(
-            forward.flops, forward.bytes - spared + self.element_bytes * self.kv_width * (groups * prompt + rows * own)
-        )
+        read_bytes = forward.bytes - (self.spared_bytes if rows <= FEW else 0)
+        return Cost(forward.flops, read_bytes + self.element_bytes * self.kv_width * (groups * prompt + rows * own))
 
     def update(self, tokens: int, scored: int, pairs: float) -> Cost:
         """Forward and backward with frozen base weights.

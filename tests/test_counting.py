@@ -5,11 +5,31 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.counting import Sizes, group_pairs
-from conftest import train_through_torch, with_adapter
+from conftest import NO_NATIVE, train_through_torch, with_adapter
+from greenloop.decoder import Decoder
+from greenloop.decoder.native import team
+from greenloop.decoder.native.layout import FEW
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
+from greenloop.native_trial import random_model
 
 PROMPT, SAMPLES, NEW_TOKENS = 24, 3, 9
+
+
+@pytest.mark.skipif(not team.available(), reason=NO_NATIVE)
+def test_few_rows_read_less_where_native_code_does():
+    decoder = Decoder(random_model())
+    with team.without_native_code():
+        plainly = Sizes.of(Decoder(random_model()))
+    found = Sizes.of(decoder)
+    narrow = [fused.narrow for fused in (*decoder.layers[0].linears, decoder.lm_head)]
+    whole = [fused.base for fused in (*decoder.layers[0].linears, decoder.lm_head)]
+    spared = sum(one.nbytes for one in whole) - sum(one.nbytes for one in narrow if one is not None)
+    assert 0 < found.spared_bytes == spared
+    assert plainly.spared_bytes == 0
+    few, more = (sizes.decode_step(FEW, 1, 10, 5).bytes for sizes in (found, plainly))
+    assert more - few == spared
+    assert found.decode_step(FEW + 1, 1, 10, 5) == plainly.decode_step(FEW + 1, 1, 10, 5)
 
 
 def test_a_groups_pairs_are_those_of_the_tree_mask():
