@@ -194,6 +194,13 @@ def test_the_card_says_how_the_adapter_was_trained(run_dir):
         assert paper in card
 
 
+def test_the_card_says_what_of_the_adapter_was_kept(run_dir):
+    kept = RECIPE.model_copy(update={"lora": RECIPE.lora.model_copy(update={"interpolation": 0.7})})
+    (run_dir / "recipe.toml").write_text(to_toml(kept))
+    row = "all-linear; 0.7 of what was trained is kept (interpolation with the base) |"
+    assert row in write_card(run_dir).read_text()
+
+
 def test_the_card_says_what_was_done_and_not_what_was_planned(run_dir):
     card = write_card(run_dir).read_text()
     assert "| steps | 7 of 3 |" in card

@@ -46,6 +46,30 @@ def weights(one: Improver) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in one.policy.parameters])
 
 
+def test_an_interpolated_policy_has_a_share_of_the_change_and_comes_back_bit_for_bit():
+    one, half = improver(), improver()
+    packs, before = [pack((40, 41, 42), COMPLETIONS, range(4))], weights(one)
+
+    def logprobs(policy: Policy) -> torch.Tensor:
+        return policy.logprobs(packs)[0].logprobs.detach()
+
+    whole = logprobs(one.policy)
+    with torch.no_grad():
+        for name, parameter in half.policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter *= 0.5
+    half.policy.refresh()
+    with one.policy.interpolated(0.5):
+        assert torch.equal(logprobs(one.policy), logprobs(half.policy))
+        assert not torch.allclose(logprobs(one.policy), whole)
+    with one.policy.interpolated(0.0):
+        torch.testing.assert_close(logprobs(one.policy), one.policy.reference_logprobs(packs)[0])
+    with one.policy.interpolated(1.0):
+        assert torch.equal(logprobs(one.policy), whole)
+    assert torch.equal(weights(one), before)
+    assert torch.equal(logprobs(one.policy), whole)
+
+
 def test_a_batch_of_equal_rewards_takes_no_step_when_beta_is_0():
     one = improver()
     before = weights(one)

@@ -19,6 +19,8 @@ from greenloop import rollout
 from greenloop.curriculum import Experience
 from greenloop.deck import Deck
 from greenloop.errors import ConfigError, RunError, TrainingError
+from greenloop.evaluate import Evaluation
+from greenloop.held_out import HeldOut
 from greenloop.learn.improve import Improver, Learning, TokenGroup
 from greenloop.learn.policy import Policy
 from greenloop.progress import Silent
@@ -195,7 +197,7 @@ def test_a_killed_run_resumes_to_the_same_adapter_bit_for_bit(
     resumed = train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
     expected = load_file(whole.adapter / "adapter_model.safetensors")
     actual = load_file(resumed.adapter / "adapter_model.safetensors")
-    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+    assert_equal(actual, expected)
     kept = [
         {k: v for k, v in record.items() if k not in ("seconds", "tokens_per_s")}
         for record in read_journal(resumed.journal)
@@ -330,6 +332,50 @@ def test_validation_keeps_the_best_adapter_and_stops_early(
     # Nothing is ever solved: the first score is the best, two later ones are not better.
     assert [record["validation_pass_rate"] for record in journal] == [0.0, 0.0, 0.0]
     assert (folder.best_adapter / "adapter_model.safetensors").is_file()
+
+
+def test_what_is_saved_and_scored_lies_between_base_and_trained_model(
+    finished: tuple[RunFolder, Recipe], model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    whole, _ = finished
+    scored: list[torch.Tensor] = []
+    examine = HeldOut._evaluate
+
+    def spied(exam: HeldOut, *given: object) -> Evaluation:
+        scored.append(exam.engine.decoder.layers[0].qkv.up.clone())
+        return examine(exam, *given)
+
+    monkeypatch.setattr(HeldOut, "_evaluate", spied)
+    chosen = recipe(
+        model_folder, tasks_file, lora={"rank": 4, "alpha": 8, "interpolation": 0.5},
+        evaluation={"samples": 2, "validation_tasks": f"{tasks_file}:test", "every": 2},
+    )  # fmt: skip
+    folder = train(chosen, tmp_path / "run", places, Silent(), judge=ByChecksum)
+    # It trains as without: checkpoints are of the whole adapter, the adapter has half of its B.
+    trained = load_file(whole.checkpoints / "step-00004" / "adapter.safetensors")
+    assert_equal(load_file(folder.checkpoints / "step-00004" / "adapter.safetensors"), trained)
+    saved = load_file(folder.adapter / "adapter_model.safetensors")
+    whole_by_name = load_file(whole.adapter / "adapter_model.safetensors")
+    assert_equal(saved, {name: one * 0.5 if "lora_B" in name else one for name, one in whole_by_name.items()})
+    # Before training, at two validations, and after it.
+    before, *validated_with, after = scored
+    assert not before.any()
+    assert torch.equal(after, scaled_ups(saved))
+    best = scaled_ups(load_file(folder.best_adapter / "adapter_model.safetensors"))
+    assert [torch.equal(one, best) for one in validated_with].count(True) == 1
+
+
+def scaled_ups(adapter: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the first layer's queries, keys and values get of an adapter: B times alpha / rank, which is 2."""
+    name = "base_model.model.model.layers.0.self_attn.{}_proj.lora_B.weight"
+    return 2 * torch.block_diag(*(adapter[name.format(one)] for one in "qkv"))
+
+
+def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same tensors, bit for bit."""
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], one) for name, one in expected.items())
 
 
 def test_a_torn_journal_line_is_dropped(tmp_path: Path):

@@ -78,6 +78,8 @@ class LoraSection(_Section):
     """Not 0 makes sampler and trainer differ; keep 0 for RLOO."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Module names, or all linear layers except the output head."""
+    interpolation: float = Field(1.0, gt=0, le=1)
+    """Of the trained B, what the saved and scored adapters have: below 1 they lie between base and trained model."""
 
 
 class OptimizerSection(_Section):

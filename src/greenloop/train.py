@@ -301,7 +301,8 @@ class Run:
         every = self.recipe.evaluation.every
         if self.validation is None or not every or (step + 1) % every:
             return None
-        score = self.exam.validation_rate(self.validation)
+        with self._as_saved():
+            score = self.exam.validation_rate(self.validation)
         if score is not None and (self.progress.best_score is None or score > self.progress.best_score):
             self.progress = replace(self.progress, best_score=score, stale=0)
             write_folder(self.folder.best_adapter, self._fill_adapter)
@@ -343,8 +344,13 @@ class Run:
         keep_last(self.folder.checkpoints, self.recipe.checkpoint.keep)
         write_folder(self.folder.adapter, self._fill_adapter)
 
+    def _as_saved(self) -> AbstractContextManager[None]:
+        """The policy is meanwhile the one that the adapter's folder has."""
+        return self.policy.interpolated(self.recipe.lora.interpolation)
+
     def _fill_adapter(self, into: Path) -> None:
-        self.policy.save(into)
+        with self._as_saved():
+            self.policy.save(into)
         self.tokenizer.save_pretrained(str(into))
 
     def before(self) -> None:
@@ -359,7 +365,8 @@ class Run:
         """Score the trained model on the held-out tasks; write results and the card."""
         self.save()
         if self.held_out is not None:
-            self.exam.score("after", self.held_out)
+            with self._as_saved():
+                self.exam.score("after", self.held_out)
             self.exam.write_difference()
         write_card(self.folder.root)
 

@@ -104,11 +104,16 @@ def _recipe_rows(facts: RunFacts) -> dict[str, object]:
         "beta": recipe.beta,
         "epsilon, epsilon_high": f"{recipe.rloo.epsilon:g}, {recipe.rloo.epsilon_high or recipe.rloo.epsilon:g}",
         "passes over a batch": recipe.rloo.passes,
-        "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, {targets}",
+        "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, {targets}{_share(recipe)}",
         "AdamW": f"learning rate {optimizer.learning_rate:g}, {optimizer.schedule}, {optimizer.warmup_steps} warm-up "
         f"steps, gradient norm at most {optimizer.max_grad_norm:g}",
         "seed": recipe.seed,
     }
+
+
+def _share(recipe: Recipe) -> str:
+    share = recipe.lora.interpolation
+    return "" if share == 1 else f"; {share:g} of what was trained is kept (interpolation with the base)"
 
 
 def _draw(recipe: Recipe) -> str:

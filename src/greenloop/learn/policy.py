@@ -5,8 +5,8 @@ The reference policy is the same model without the adapter. The base stays in it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,29 @@ class Policy:
     def refresh(self) -> None:
         """Take the adapter's present values: to be called after each optimiser step."""
         self.decoder.refresh()
+
+    @contextmanager
+    def interpolated(self, share: float) -> Iterator[None]:
+        """Between base and trained model meanwhile: every B times `share`, and all that is computed or saved with it.
+
+        Linear interpolation of the weights (WiSE-FT, Wortsman et al. 2022, section 3; at the end of RL in WARP, Rame et
+        al. 2024), where the base has B = 0. Afterwards the weights are what they were, bit for bit.
+
+        Args:
+            share: 0 is the base, 1 what was trained.
+        """
+        if share == 1:
+            yield
+            return
+        ups = [up.data for name, up in self.model.named_parameters() if "lora_B" in name]
+        before = [up.clone() for up in ups]
+        torch._foreach_mul_(ups, share)
+        self.refresh()
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(ups, before)
+            self.refresh()
 
     def seed_dropout(self, seed: int) -> None:
         """Dropout masks are drawn from here on with this seed (nothing happens at dropout 0)."""
