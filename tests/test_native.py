@@ -253,6 +253,12 @@ def test_code_of_another_place_is_kept_apart(kept_code, tmp_path, monkeypatch):
     assert kept_code(tmp_path / "cache") != here
 
 
+def test_code_of_another_processor_is_kept_apart(kept_code, tmp_path, monkeypatch):
+    here = kept_code(tmp_path / "cache")
+    monkeypatch.setattr("numba.config.CPU_NAME", "another")
+    assert kept_code(tmp_path / "cache") != here
+
+
 def test_code_that_cannot_be_kept_is_made_for_one_process(kept_code, tmp_path):
     (tmp_path / "file").touch()
     alone = kept_code(tmp_path / "file")
@@ -284,7 +290,15 @@ def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path):
     for _ in range(2):
         answer = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout) == [{"first": 1, "second": 1}, ["small.first", "small.second"]]
-    assert len(list(kept.glob("made-*"))) == 1
+    assert (kept / "made").is_file()
+
+
+def test_a_compiling_process_that_fails_is_not_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(team_module, "_PACKAGE", "no.such.package")
+    monkeypatch.setattr(team_module, "_kept_code", lambda: tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"process of its own \(ModuleNotFoundError: No module named 'no'\)"):
+        team_module._make()
+    assert not (tmp_path / "made").exists()
 
 
 def test_this_process_has_compiled_none_of_the_code():

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,8 @@ def trust() -> None:
 
 
 def _mark(what: str = "right") -> Path:
-    """Stands beside code that is made or was found right; one for each compiler and processor that share the folder."""
-    import numba
-    from llvmlite import binding
-
-    named = f"{numba.config.CPU_NAME} {numba.config.CPU_FEATURES} {numba.config.ENABLE_AVX}"
-    found = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
-    compiler = f"{numba.__version__} {named} {found}"
-    return _kept_code() / f"{what}-{hashlib.sha256(compiler.encode()).hexdigest()[:16]}"
+    """Stands beside code that is made or was found right."""
+    return _kept_code() / what
 
 
 @functools.cache
@@ -103,31 +98,45 @@ def compiled(module: str = "code") -> Any:
 
 
 def _make() -> None:
-    """Compile in another process. Where that fails this one compiles what it needs, all the same."""
+    """Compile in another process. Where that fails this one compiles what it needs, all the same, and says so."""
     program = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
     places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
-    with contextlib.suppress(OSError):
+    try:
         made = subprocess.run(
             [sys.executable, "-P", "-c", program],
             env=os.environ | places,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            text=True,
         )
-        if made.returncode == 0:
+        said = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
+        failure = said if made.returncode else None
+    except OSError as error:
+        failure = str(error)
+    if failure is None:
+        with contextlib.suppress(OSError):
             _mark("made").touch()
+        return
+    warnings.warn(
+        f"native code could not be compiled in a process of its own ({failure}); this process compiles it, at each "
+        "start, and its numbers may differ in their last bits from those of a run that finds it compiled",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 @functools.cache
 def _kept_code() -> Path:
-    """Where compiled code is kept: a folder for exactly these sources and blocks, or one for this process alone.
+    """Where compiled code is kept: a folder for exactly these sources and this machine, or one for this process alone.
 
     Numba knows a function by the file that it stands in; this code is put together from several. It finds none that was
-    compiled from files of another place or for another Python, so those have folders of their own.
+    compiled from files of another place or for another Python, so those have folders of their own; and so have
+    processors and compilers, since two machines that share a folder would write over each other's list of it.
     """
     place = Path(__file__).resolve().parent
     parts = [source.read_bytes() for source in sorted(place.glob("*.py"))]
-    parts.append(f"{ROWS} {OUTPUTS} {place} {sys.implementation.cache_tag}".encode())
+    parts.append(f"{ROWS} {OUTPUTS} {place} {sys.implementation.cache_tag} {_compiler()}".encode())
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     folder = cache_dir() / "native" / digest[:16]
     with contextlib.suppress(OSError):
@@ -137,6 +146,16 @@ def _kept_code() -> Path:
     alone = Path(tempfile.mkdtemp(prefix="greenloop-"))
     atexit.register(shutil.rmtree, alone, ignore_errors=True)
     return alone
+
+
+def _compiler() -> str:
+    """What compiles, and for which processor."""
+    import numba
+    from llvmlite import binding
+
+    named = f"{numba.config.CPU_NAME} {numba.config.CPU_FEATURES} {numba.config.ENABLE_AVX}"
+    found = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return f"{numba.__version__} {named} {found}"
 
 
 def run(function: int, argument: int, threads: int) -> None:
