@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
     about: dict[str, Any] = {"cpu": tuning.cpu_name(), "cores": tuning.cores(), "platform": platform.platform()}
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
-    for name in ("torch", "transformers", "peft", "trl"):
+    for name in ("torch", "transformers", "peft", "trl", "llama-cpp-python"):
         try:
             about[name] = version(name)
         except PackageNotFoundError:
