@@ -18,7 +18,8 @@ if not team.available():
 @pytest.fixture(autouse=True)
 def untried(tmp_path, monkeypatch):
     """A machine on which the code has not been tried; it keeps what it has compiled."""
-    monkeypatch.setattr(team, "_mark", lambda: tmp_path / "right")
+    mark = team._mark
+    monkeypatch.setattr(team, "_mark", lambda what="right": tmp_path / what if what == "right" else mark(what))
     monkeypatch.setattr(team._Switch, "on", True)
 
 

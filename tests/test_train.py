@@ -1,6 +1,7 @@
 """The whole line on a tiny random model: files, resume after a kill, faults. Real engine, real updates."""
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -359,11 +360,26 @@ def test_what_is_saved_and_scored_lies_between_base_and_trained_model(
     whole_by_name = load_file(whole.adapter / "adapter_model.safetensors")
     assert_equal(saved, {name: one * 0.5 if "lora_B" in name else one for name, one in whole_by_name.items()})
     # Before training, at two validations, and after it.
-    before, *validated_with, after = scored
-    assert not before.any()
+    _, *validated_with, after = scored
     assert torch.equal(after, scaled_ups(saved))
     best = scaled_ups(load_file(folder.best_adapter / "adapter_model.safetensors"))
     assert [torch.equal(one, best) for one in validated_with].count(True) == 1
+
+
+def test_a_finished_run_keeps_another_share_of_its_adapter_when_it_is_resumed_so(
+    finished: tuple[RunFolder, Recipe], tmp_path: Path, places: Places
+):
+    whole, chosen = finished
+    shutil.copytree(whole.root, tmp_path / "run")
+    lora = chosen.lora.model_copy(update={"interpolation": 0.5})
+    again = chosen.model_copy(update={"lora": lora})
+    shutil.rmtree(RunFolder(tmp_path / "run").adapter)
+    folder = train(again, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    expected = load_file(whole.adapter / "adapter_model.safetensors")
+    halved = {name: one * 0.5 if "lora_B" in name else one for name, one in expected.items()}
+    assert_equal(load_file(folder.adapter / "adapter_model.safetensors"), halved)
+    assert "0.5 of what was trained is kept" in (folder.adapter / "README.md").read_text()
+    assert folder.results.read_text() != whole.results.read_text()
 
 
 def scaled_ups(adapter: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -13,7 +13,8 @@ _FREE = {"steps", "max_minutes", "checkpoint", "sandbox", "engine"}
 
 
 def check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
-    """A resumed run goes on with the recipe, the data and the weights that it began with; more steps are welcome.
+    """A resumed run goes on with the recipe, the data and the weights that it began with; more steps are welcome, and
+    another share of the adapter to be kept.
 
     Args:
         folder: of the run.
@@ -26,8 +27,9 @@ def check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str 
     """
     if folder.newest_checkpoint() is None:
         raise RunError(f"{folder.root}: there is no checkpoint to resume from; start without --resume")
-    before = load_recipe(str(folder.recipe)).model_dump()
-    now = recipe.model_dump()
+    before, now = load_recipe(str(folder.recipe)).model_dump(), recipe.model_dump()
+    # The training goes on with all of the adapter.
+    before["lora"]["interpolation"] = now["lora"]["interpolation"]
     if recipe.optimizer.schedule != "constant" and now["steps"] != before["steps"]:
         raise ConfigError(
             f"steps: the {recipe.optimizer.schedule} schedule of {folder.recipe} ends with its steps; keep them"

@@ -364,6 +364,8 @@ class Run:
     def after(self) -> None:
         """Score the trained model on the held-out tasks; write results and the card."""
         self.save()
+        # The last checkpoint may be of a run that ended before its adapter was written, or kept another share of it.
+        write_folder(self.folder.adapter, self._fill_adapter)
         if self.held_out is not None:
             with self._as_saved():
                 self.exam.score("after", self.held_out)

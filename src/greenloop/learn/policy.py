@@ -138,9 +138,9 @@ class Policy:
             return
         ups = [up.data for name, up in self.model.named_parameters() if "lora_B" in name]
         before = [up.clone() for up in ups]
-        torch._foreach_mul_(ups, share)
-        self.refresh()
         try:
+            torch._foreach_mul_(ups, share)
+            self.refresh()
             yield
         finally:
             torch._foreach_copy_(ups, before)

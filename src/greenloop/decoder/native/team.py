@@ -109,6 +109,7 @@ def _make() -> None:
             capture_output=True,
             check=False,
             text=True,
+            errors="replace",
         )
         said = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
         failure = said if made.returncode else None
@@ -119,8 +120,8 @@ def _make() -> None:
             _mark("made").touch()
         return
     warnings.warn(
-        f"native code could not be compiled in a process of its own ({failure}); this process compiles it, at each "
-        "start, and its numbers may differ in their last bits from those of a run that finds it compiled",
+        f"native code could not be compiled in a process of its own ({failure}); this process compiles it, and "
+        "its numbers may differ in their last bits from those of one that finds it compiled",
         RuntimeWarning,
         stacklevel=2,
     )
