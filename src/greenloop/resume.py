@@ -9,7 +9,11 @@ from greenloop.errors import ConfigError, RunError
 from greenloop.recipe import Recipe, load_recipe
 from greenloop.run_folder import RunFolder
 
-_FREE = {"steps", "max_minutes", "checkpoint", "sandbox", "engine"}
+_FREE: dict[str, bool | dict[str, bool]] = {
+    **dict.fromkeys(("steps", "max_minutes", "checkpoint", "sandbox", "engine"), True),
+    "lora": {"interpolation": True},
+}
+"""Keys that a resumed run may change. The training goes on with all of the adapter, whatever share of it is kept."""
 
 
 def check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str | None]) -> None:
@@ -27,14 +31,13 @@ def check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str 
     """
     if folder.newest_checkpoint() is None:
         raise RunError(f"{folder.root}: there is no checkpoint to resume from; start without --resume")
-    before, now = load_recipe(str(folder.recipe)).model_dump(), recipe.model_dump()
-    # The training goes on with all of the adapter.
-    before["lora"]["interpolation"] = now["lora"]["interpolation"]
-    if recipe.optimizer.schedule != "constant" and now["steps"] != before["steps"]:
+    began_with = load_recipe(str(folder.recipe))
+    if recipe.optimizer.schedule != "constant" and recipe.steps != began_with.steps:
         raise ConfigError(
             f"steps: the {recipe.optimizer.schedule} schedule of {folder.recipe} ends with its steps; keep them"
         )
-    changed = sorted(key for key in now if key not in _FREE and now[key] != before[key])
+    before, now = (one.model_dump(exclude=_FREE) for one in (began_with, recipe))
+    changed = sorted(key for key in now if now[key] != before[key])
     if changed:
         raise ConfigError(f"{changed[0]}: differs from {folder.recipe}; a resumed run keeps it, or give another --out")
     began = json.loads(folder.environment.read_text(encoding="utf-8"))["inputs_sha256"]

@@ -334,14 +334,14 @@ class Run:
             )
 
     def save(self) -> None:
-        """Write a checkpoint and the adapter."""
+        """Write a checkpoint, unless there is one of this step, and the adapter."""
         path = self.folder.checkpoints / f"step-{self.progress.step:05d}"
-        if path.exists():
-            return
-        write_folder(
-            path, lambda into: checkpoint.save(into, self.policy, self.optimizer, self.scheduler, self.progress)
-        )
-        keep_last(self.folder.checkpoints, self.recipe.checkpoint.keep)
+        if not path.exists():
+            write_folder(
+                path, lambda into: checkpoint.save(into, self.policy, self.optimizer, self.scheduler, self.progress)
+            )
+            keep_last(self.folder.checkpoints, self.recipe.checkpoint.keep)
+        # A checkpoint may be of a run that ended before its adapter was written, or that kept another share of it.
         write_folder(self.folder.adapter, self._fill_adapter)
 
     def _as_saved(self) -> AbstractContextManager[None]:
@@ -364,8 +364,6 @@ class Run:
     def after(self) -> None:
         """Score the trained model on the held-out tasks; write results and the card."""
         self.save()
-        # The last checkpoint may be of a run that ended before its adapter was written, or kept another share of it.
-        write_folder(self.folder.adapter, self._fill_adapter)
         if self.held_out is not None:
             with self._as_saved():
                 self.exam.score("after", self.held_out)
