@@ -27,8 +27,7 @@ from bench.command import machine, parse, parser_of, save
 from greenloop.engine.build import make_engine
 from greenloop.evaluate import EvaluationSettings, evaluate
 from greenloop.models import resolve
-from greenloop.models.load import load_model
-from greenloop.native_trial import try_native_code
+from greenloop.native_trial import load_and_try
 from greenloop.places import cache_dir, data_dir
 from greenloop.prompt import get_protocol, render
 from greenloop.sandbox import SandboxVerifier
@@ -139,8 +138,7 @@ def main() -> None:
         }
         for name, side in sides.items():
             # Each with weights of its own: our engine lays them out anew.
-            loaded = load_model(source, dtype=options.dtype, device=options.device)
-            try_native_code(loaded.model, print)
+            loaded = load_and_try(source, print, dtype=options.dtype, device=options.device)
             run(name, partial(side, loaded, tasks, verifier, limit))
         tokenizer = loaded.tokenizer
         del loaded

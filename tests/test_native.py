@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -272,12 +273,17 @@ import json, sys
 from greenloop.decoder.native import team
 team._PACKAGE, team._MODULES = "small", ("first", "second")
 team._kept_code = lambda: team.Path(sys.argv[1])
+if sys.argv[2:]:
+    team.begin()
+    assert team._maker.cache_info().currsize == 1
 found = {name: team.compiled(name).called.cache_hits for name in team._MODULES}
+assert team._maker.cache_info().misses <= 1
 print(json.dumps([found, sorted(name for name in sys.modules if name.startswith("small."))]))
 """
 
 
-def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path):
+@pytest.mark.parametrize("early", [[], ["early"]], ids=["on demand", "begun early"])
+def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path, early):
     package, kept = tmp_path / "small", tmp_path / "kept"
     package.mkdir()
     kept.mkdir()
@@ -287,8 +293,8 @@ def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path):
         (package / f"{name}.py").write_text(source)
     command = [sys.executable, "-c", COLD, str(kept)]
     paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    for _ in range(2):
-        answer = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=True)
+    for more in (early, []):
+        answer = subprocess.run([*command, *more], env=os.environ | paths, capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout) == [{"first": 1, "second": 1}, ["small.first", "small.second"]]
     assert (kept / "made").is_file()
 
@@ -296,6 +302,7 @@ def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path):
 def test_a_compiling_process_that_fails_is_not_silent(tmp_path, monkeypatch):
     monkeypatch.setattr(team_module, "_PACKAGE", "no.such.package")
     monkeypatch.setattr(team_module, "_kept_code", lambda: tmp_path)
+    monkeypatch.setattr(team_module, "_maker", functools.cache(team_module._maker.__wrapped__))
     with pytest.warns(RuntimeWarning, match=r"process of its own \(ModuleNotFoundError: No module named 'no'\)"):
         team_module._make()
     assert not (tmp_path / "made").exists()

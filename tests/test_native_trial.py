@@ -1,6 +1,7 @@
 """Native code is tried before it is trusted, and left off where it is wrong."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import NO_NATIVE, tiny_llama
 from greenloop import native_trial
 from greenloop.decoder import Decoder
 from greenloop.decoder.native import Product, Step, attention, narrow_of, rows, team
-from greenloop.native_trial import TOLERANCE, disagreement, try_native_code
+from greenloop.native_trial import TOLERANCE, disagreement, load_and_try, try_native_code
 
 if not team.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
@@ -31,6 +32,16 @@ def test_right_code_is_tried_once():
     assert Decoder(tiny_llama()).native
     assert len(said) == 1
     assert "once: about a minute" in said[0]
+
+
+def test_code_is_compiled_while_the_model_is_loaded(monkeypatch):
+    done: list[str] = []
+    monkeypatch.setattr(team, "begin", lambda: done.append("begun"))
+    loaded = SimpleNamespace(model=tiny_llama())
+    monkeypatch.setattr(native_trial, "load_model", lambda source, **_: done.append(source) or loaded)
+    monkeypatch.setattr(native_trial, "try_native_code", lambda model, say: done.append("tried"))
+    assert load_and_try("spec", pytest.fail, dtype="auto", device="cpu") is loaded
+    assert done == ["begun", "spec", "tried"]
 
 
 def test_trusted_code_is_not_tried_again(monkeypatch):

@@ -15,8 +15,7 @@ from greenloop.errors import ConfigError
 from greenloop.evaluate import EvaluationSettings, evaluate, load_shots
 from greenloop.models import resolve
 from greenloop.models.check import check
-from greenloop.models.load import load_model
-from greenloop.native_trial import try_native_code
+from greenloop.native_trial import load_and_try
 from greenloop.progress import Reporter
 from greenloop.prompt import get_protocol, render
 from greenloop.results import evaluation_lines, evaluation_record, write_evaluation
@@ -60,8 +59,7 @@ def evaluate_model(
     tuning.prepare_process()
     with SandboxVerifier(unsandboxed=unsandboxed) as verifier:
         reporter.say(verifier.notice)
-        loaded = load_model(source, dtype=dtype, device=device)
-        try_native_code(loaded.model, reporter.say)
+        loaded = load_and_try(source, reporter.say, dtype=dtype, device=device)
         engine = make_engine(loaded.model, loaded.tokenizer, rows=rows)
         tokenizer: Any = loaded.tokenizer
         reporter.begin(f"evaluate {tasks}", len(task_set.tasks) * settings.answers_per_task)
@@ -98,8 +96,7 @@ def answer(
     source = resolve(spec, cache_dir=cache_dir)
     check(source, chat_template=True)
     tuning.prepare_process()
-    loaded = load_model(source, dtype=dtype, device=device)
-    try_native_code(loaded.model, say)
+    loaded = load_and_try(source, say, dtype=dtype, device=device)
     tokenizer: Any = loaded.tokenizer
     task = Task(task_id="request", statement=request, entry_point="", tests=())
     prompt = render(get_protocol("train"), task, tokenizer)

@@ -23,6 +23,9 @@ from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
 from greenloop.learn.packing import Pack, pack
 from greenloop.learn.policy import Policy, adapt
+from greenloop.models.device import choose_device
+from greenloop.models.load import LoadedModel, load_model
+from greenloop.models.spec import ModelSource
 from greenloop.recipe import LoraSection
 from greenloop.tuning import cpu_name
 
@@ -33,6 +36,19 @@ _SAMPLES, _WARM = 7, Sampling(temperature=1.0, max_new_tokens=40)
 _ENDS = frozenset(range(0, 304, 16))
 """One token of sixteen ends a completion, so that steps have many rows and few."""
 _PROMPTS = [tuple(range(3, 43)), tuple(range(3, 20)), tuple(range(50, 55))]
+
+
+def load_and_try(source: ModelSource, say: Callable[[str], None], *, dtype: str, device: str) -> LoadedModel:
+    """`load_model`, then `try_native_code`. What is to be compiled first is compiled while the model is loaded.
+
+    Raises:
+        UsageError: see `load_model`.
+    """
+    if choose_device(device).type == "cpu":
+        team.begin()
+    loaded = load_model(source, dtype=dtype, device=device)
+    try_native_code(loaded.model, say)
+    return loaded
 
 
 def try_native_code(model: Any, say: Callable[[str], None]) -> None:

@@ -209,7 +209,7 @@ class EngineSection(_Section):
     rows: int = Field(0, ge=0)
     """Completions decoded at a time; 0 takes as many as 1 GiB of keys and values holds, at most 128; on a GPU an eighth
     of its free memory, at most 512."""
-    keep_mib: int = Field(2560, ge=0)
+    keep_mib: int = Field(3072, ge=0)
     """On a processor in float32, what the sampler computes is kept for the update, which then needs no forward: at most
     so many MiB. A step of twice as much or more is sampled and learned in parts; what has no room is computed again."""
 

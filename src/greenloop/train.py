@@ -32,8 +32,8 @@ from greenloop.learn.optimise import make_optimizer, make_scheduler
 from greenloop.learn.policy import Policy, adapt
 from greenloop.models import resolve
 from greenloop.models.check import check
-from greenloop.models.load import LoadedModel, load_model
-from greenloop.native_trial import try_native_code
+from greenloop.models.load import LoadedModel
+from greenloop.native_trial import load_and_try
 from greenloop.progress import Reporter, step_line
 from greenloop.prompt import get_protocol
 from greenloop.recipe import Recipe, to_toml
@@ -105,8 +105,7 @@ def train(
     unsandboxed = recipe.sandbox.allow_unsandboxed
     with judge(limits, recipe.sandbox.workers or None, unsandboxed=unsandboxed) as verifier:
         reporter.say(verifier.notice)
-        loaded = load_model(source, dtype=recipe.dtype, device=recipe.device)
-        try_native_code(loaded.model, reporter.say)
+        loaded = load_and_try(source, reporter.say, dtype=recipe.dtype, device=recipe.device)
         write_atomically(folder.recipe, to_toml(recipe))
         write_atomically(folder.environment, json_text(_environment(recipe, loaded, tasks, held_out, verifier.level)))
         run = Run(recipe, folder, loaded, tasks, held_out, verifier, reporter, places)

@@ -97,22 +97,41 @@ def compiled(module: str = "code") -> Any:
     return loaded[module]
 
 
-def _make() -> None:
-    """Compile in another process. Where that fails this one compiles what it needs, all the same, and says so."""
+def begin() -> None:
+    """Compile in the background what `compiled` would have to wait for."""
+    if available() and not _mark("made").is_file():
+        with contextlib.suppress(OSError):
+            _maker()
+
+
+@functools.cache
+def _maker() -> subprocess.Popen[str]:
+    """The process that compiles; it ends with this one.
+
+    Raises:
+        OSError: it cannot be started.
+    """
     program = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
     places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    maker = subprocess.Popen(
+        [sys.executable, "-P", "-c", program],
+        env=os.environ | places,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    atexit.register(maker.kill)
+    return maker
+
+
+def _make() -> None:
+    """Compile in another process. Where that fails this one compiles what it needs, all the same, and says so."""
     try:
-        made = subprocess.run(
-            [sys.executable, "-P", "-c", program],
-            env=os.environ | places,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            text=True,
-            errors="replace",
-        )
-        said = (made.stderr.strip().splitlines() or [f"exit status {made.returncode}"])[-1]
-        failure = said if made.returncode else None
+        maker = _maker()
+        complaint = maker.communicate()[1].strip().splitlines()
+        failure = (complaint or [f"exit status {maker.returncode}"])[-1] if maker.returncode else None
     except OSError as error:
         failure = str(error)
     if failure is None:
