@@ -245,6 +245,25 @@ def test_rows_follow_the_memory_that_they_need(tiny_model):
     assert affordable_rows(decoder, requests(), Sampling(max_new_tokens=CACHE_BYTES)) == 1
 
 
+def test_a_long_prompt_takes_no_rows_from_the_others(tiny_model, monkeypatch):
+    decoder = Decoder(with_adapter(tiny_model))
+    engine = Engine(decoder, Stopper(ByteText(), ENDS))
+    together = completions(engine, requests())
+    # Memory for 4 rows beside the prompt of 30 tokens, for 6 beside the other three.
+    engine.memory, engine.worth_a_step = 4 * (30 + 24) * KVCache.bytes_per_token(decoder), 5
+    assert affordable_rows(decoder, requests(), WARM, memory=engine.memory) == 4
+    parts: list[list[int]] = []
+    generated = engine._generated
+    monkeypatch.setattr(engine, "_generated", lambda all_, part, way: parts.append(part) or generated(all_, part, way))
+    assert tokens(completions(engine, requests())) == tokens(together)
+    assert parts == [[0, 1, 2], [3]]
+    # Where no part has rows enough nothing is gained.
+    parts.clear()
+    engine.worth_a_step = 100
+    assert tokens(completions(engine, requests())) == tokens(together)
+    assert parts == [[0, 1, 2, 3]]
+
+
 def test_sampler_logprobs_equal_the_trainers_with_a_nonzero_adapter(tiny_model):
     model = with_adapter(tiny_model)
     policy = Policy(model, 0.7)

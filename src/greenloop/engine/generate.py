@@ -31,6 +31,8 @@ MOST_ROWS = 128
 CUDA_SHARE = 1 / 8
 """Of a card's free memory, for keys and values."""
 CUDA_MOST_ROWS = 512
+WORTH_A_STEP, CUDA_WORTH_A_STEP = 32, 256
+"""Rows from which on a token costs about as little with more of them."""
 
 
 @dataclass(slots=True)
@@ -83,10 +85,11 @@ class Engine:
         self.rows = rows
         self.fixed = decoder.device.type == "cuda" if fixed is None else fixed
         self._idle: FixedSteps | None = None
-        self.memory, self.most_rows = CACHE_BYTES, MOST_ROWS
+        self.memory, self.most_rows, self.worth_a_step = CACHE_BYTES, MOST_ROWS, WORTH_A_STEP
         if decoder.device.type == "cuda":
             free: int = torch.cuda.mem_get_info(decoder.device)[0]
             self.memory, self.most_rows = int(CUDA_SHARE * free), CUDA_MOST_ROWS
+            self.worth_a_step = CUDA_WORTH_A_STEP
 
     def refresh(self) -> None:
         """Take the adapter's present values. Calls of `generate` that are not finished may mix them with the old."""
@@ -94,14 +97,40 @@ class Engine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        """Every request's completions, each as soon as it ends."""
-        wanted = _completions_of(requests)
-        if not wanted.total():
-            return
-        rows = self.rows or affordable_rows(
+        """Every request's completions, each as soon as it ends; those of far longer prompts come last."""
+        for groups in self._waves(requests, sampling):
+            yield from self._generated(requests, groups, sampling)
+
+    def _waves(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[int]]:
+        """The requests' indices in parts that are decoded one after another.
+
+        Every row has space for the longest prompt of its part, so a few long prompts would leave memory for a few rows
+        alone. They wait for the others where those have rows enough without them.
+        """
+        left = [group for group, request in enumerate(requests) if request.samples]
+        while left:
+            longest = sorted({len(requests[group].token_ids) for group in left}, reverse=True)
+            parts = ([group for group in left if len(requests[group].token_ids) <= most] for most in longest)
+            enough = (
+                part for part in parts if self._rows([requests[one] for one in part], sampling) >= self.worth_a_step
+            )
+            wave = next(enough, left)
+            yield wave
+            left = sorted(set(left) - set(wave))
+
+    def _rows(self, requests: Sequence[Request], sampling: Sampling) -> int:
+        """Rows that these requests can use and may have."""
+        most = self.rows or affordable_rows(
             self.decoder, requests, sampling, memory=self.memory, most=self.most_rows, whole=self.fixed
         )
-        rows = min(rows, wanted.total())
+        return min(most, _completions_of(requests).total())
+
+    def _generated(
+        self, requests: Sequence[Request], groups: Sequence[int], sampling: Sampling
+    ) -> Iterator[Completion]:
+        """The completions of the requests at these indices."""
+        chosen = [requests[group] for group in groups]
+        wanted, rows = _completions_of(chosen), self._rows(chosen, sampling)
         self.decoder.pack(rows)
         steps = self._steps(
             rows=rows,
@@ -110,7 +139,7 @@ class Engine:
             new_tokens=sampling.max_new_tokens,
         )
         try:
-            yield from _Batch(self.decoder, self.stopper, requests, sampling, steps, rows).run()
+            yield from _Batch(self.decoder, self.stopper, requests, groups, sampling, steps, rows).run()
         finally:
             if isinstance(steps, FixedSteps):
                 self._idle = steps
@@ -178,13 +207,14 @@ def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
 
 
 class _Batch:
-    """The rows in flight of one call of `generate`, which have `capacity` samples at most."""
+    """The rows in flight of some requests of one call of `generate`, which have `capacity` samples at most."""
 
     def __init__(
         self,
         decoder: Decoder,
         stopper: Stopper,
         requests: Sequence[Request],
+        groups: Sequence[int],
         sampling: Sampling,
         steps: Steps,
         capacity: int,
@@ -192,10 +222,10 @@ class _Batch:
         self.decoder, self.stopper, self.requests, self.sampling = decoder, stopper, requests, sampling
         self.steps, self.cache, self.capacity = steps, steps.cache, capacity
         self.ways = [request.sampling(sampling) for request in requests]
-        self.unfinished = _completions_of(requests)
+        self.unfinished = _completions_of([requests[group] for group in groups])
         # Requests of one prompt follow each other, so that no prompt holds a slot without a row.
         place = {token_ids: place for place, token_ids in enumerate(self.unfinished)}
-        order = sorted(range(len(requests)), key=lambda group: place[requests[group].token_ids])
+        order = sorted(groups, key=lambda group: place[requests[group].token_ids])
         self.waiting = deque((group, k) for group in order for k in range(requests[group].samples))
         self.active: list[_Row] = []
         self.slots: list[_Slot] = []
