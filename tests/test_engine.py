@@ -257,9 +257,14 @@ def test_a_long_prompt_takes_no_rows_from_the_others(tiny_model, monkeypatch):
     monkeypatch.setattr(engine, "_generated", lambda all_, part, way: parts.append(part) or generated(all_, part, way))
     assert tokens(completions(engine, requests())) == tokens(together)
     assert parts == [[0, 1, 2], [3]]
-    # Where no part has rows enough nothing is gained.
+    # With less memory there are not rows enough for anybody; the others still have more of them alone.
     parts.clear()
     engine.worth_a_step = 100
+    assert tokens(completions(engine, requests())) == tokens(together)
+    assert parts == [[0, 1, 2], [3]]
+    # Without want of memory all are together.
+    parts.clear()
+    engine.memory = CACHE_BYTES
     assert tokens(completions(engine, requests())) == tokens(together)
     assert parts == [[0, 1, 2, 3]]
 

@@ -33,6 +33,8 @@ CUDA_SHARE = 1 / 8
 CUDA_MOST_ROWS = 512
 WORTH_A_STEP, CUDA_WORTH_A_STEP = 32, 256
 """Rows from which on a token costs about as little with more of them."""
+_MANY = 0.75
+"""Of the rows that the shorter half of the prompts would have."""
 
 
 @dataclass(slots=True)
@@ -105,32 +107,31 @@ class Engine:
         """The requests' indices in parts that are decoded one after another.
 
         Every row has space for the longest prompt of its part, so a few long prompts would leave memory for a few rows
-        alone. They wait for the others where those have rows enough without them.
+        alone. They wait for the others where those have far more rows without them.
         """
         left = [group for group, request in enumerate(requests) if request.samples]
         while left:
-            longest = sorted({len(requests[group].token_ids) for group in left}, reverse=True)
-            parts = ([group for group in left if len(requests[group].token_ids) <= most] for most in longest)
-            enough = (
-                part for part in parts if self._rows([requests[one] for one in part], sampling) >= self.worth_a_step
-            )
-            wave = next(enough, left)
+            lengths = sorted(len(requests[group].token_ids) for group in left)
+            half = _upto(lengths[len(lengths) // 2], requests, left)
+            enough = min(self.worth_a_step, _MANY * self._rows(requests, half, sampling))
+            parts = (_upto(length, requests, left) for length in sorted(set(lengths), reverse=True))
+            wave = next(part for part in parts if self._rows(requests, part, sampling) >= enough)
             yield wave
             left = sorted(set(left) - set(wave))
 
-    def _rows(self, requests: Sequence[Request], sampling: Sampling) -> int:
-        """Rows that these requests can use and may have."""
+    def _rows(self, requests: Sequence[Request], groups: Sequence[int], sampling: Sampling) -> int:
+        """Rows that the requests at these indices can use and may have."""
+        chosen = [requests[group] for group in groups]
         most = self.rows or affordable_rows(
-            self.decoder, requests, sampling, memory=self.memory, most=self.most_rows, whole=self.fixed
+            self.decoder, chosen, sampling, memory=self.memory, most=self.most_rows, whole=self.fixed
         )
-        return min(most, _completions_of(requests).total())
+        return min(most, _completions_of(chosen).total())
 
     def _generated(
         self, requests: Sequence[Request], groups: Sequence[int], sampling: Sampling
     ) -> Iterator[Completion]:
         """The completions of the requests at these indices."""
-        chosen = [requests[group] for group in groups]
-        wanted, rows = _completions_of(chosen), self._rows(chosen, sampling)
+        wanted, rows = _completions_of([requests[group] for group in groups]), self._rows(requests, groups, sampling)
         self.decoder.pack(rows)
         steps = self._steps(
             rows=rows,
@@ -196,6 +197,11 @@ def affordable_rows(
     rows = within(KVCache.bytes_per_token(decoder))
     native = not whole and decoder.native_for(min(rows, wanted.total()))
     return within(BlockedCache.bytes_per_token(decoder)) if native else rows
+
+
+def _upto(length: int, requests: Sequence[Request], groups: Sequence[int]) -> list[int]:
+    """Of these indices those whose prompts are no longer."""
+    return [group for group in groups if len(requests[group].token_ids) <= length]
 
 
 def _completions_of(requests: Sequence[Request]) -> Counter[tuple[int, ...]]:
