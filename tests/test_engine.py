@@ -250,16 +250,18 @@ def test_a_long_prompt_takes_no_rows_from_the_others(tiny_model, monkeypatch):
     engine = Engine(decoder, Stopper(ByteText(), ENDS))
     together = completions(engine, requests())
     # Memory for 4 rows beside the prompt of 30 tokens, for 6 beside the other three.
-    engine.memory, engine.worth_a_step = 4 * (30 + 24) * KVCache.bytes_per_token(decoder), 5
+    engine.memory, engine.enough_rows = 4 * (30 + 24) * KVCache.bytes_per_token(decoder), 5
     assert affordable_rows(decoder, requests(), WARM, memory=engine.memory) == 4
     parts: list[list[int]] = []
     generated = engine._generated
-    monkeypatch.setattr(engine, "_generated", lambda all_, part, way: parts.append(part) or generated(all_, part, way))
+    monkeypatch.setattr(
+        engine, "_generated", lambda all_, part, *how: parts.append(part) or generated(all_, part, *how)
+    )
     assert tokens(completions(engine, requests())) == tokens(together)
     assert parts == [[0, 1, 2], [3]]
-    # With less memory there are not rows enough for anybody; the others still have more of them alone.
+    # Where nobody can have rows enough, the others still have far more of them alone.
     parts.clear()
-    engine.worth_a_step = 100
+    engine.enough_rows = 100
     assert tokens(completions(engine, requests())) == tokens(together)
     assert parts == [[0, 1, 2], [3]]
     # Without want of memory all are together.

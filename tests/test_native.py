@@ -276,6 +276,8 @@ team._kept_code = lambda: team.Path(sys.argv[1])
 if sys.argv[2:]:
     team.begin()
     assert team._maker.cache_info().currsize == 1
+    if sys.argv[2] == "alone":
+        sys.exit(team._maker().wait())
 found = {name: team.compiled(name).called.cache_hits for name in team._MODULES}
 assert team._maker.cache_info().misses <= 1
 print(json.dumps([found, sorted(name for name in sys.modules if name.startswith("small."))]))
@@ -297,6 +299,16 @@ def test_the_process_that_finds_no_code_loads_it_as_later_ones_do(tmp_path, earl
         answer = subprocess.run([*command, *more], env=os.environ | paths, capture_output=True, text=True, check=True)
         assert json.loads(answer.stdout) == [{"first": 1, "second": 1}, ["small.first", "small.second"]]
     assert (kept / "made").is_file()
+
+
+def test_code_that_nobody_waited_for_is_not_made_again(tmp_path):
+    package = tmp_path / "small"
+    package.mkdir()
+    for name in ("__init__", "first", "second"):
+        (package / f"{name}.py").touch()
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", COLD, str(tmp_path), "alone"], env=os.environ | paths, check=True)
+    assert (tmp_path / "made").is_file()
 
 
 def test_a_compiling_process_that_fails_is_not_silent(tmp_path, monkeypatch):

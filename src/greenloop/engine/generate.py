@@ -31,7 +31,7 @@ MOST_ROWS = 128
 CUDA_SHARE = 1 / 8
 """Of a card's free memory, for keys and values."""
 CUDA_MOST_ROWS = 512
-WORTH_A_STEP, CUDA_WORTH_A_STEP = 32, 256
+ENOUGH_ROWS, CUDA_ENOUGH_ROWS = 32, 256
 """Rows from which on a token costs about as little with more of them."""
 _MANY = 0.75
 """Of the rows that the shorter half of the prompts would have."""
@@ -87,11 +87,11 @@ class Engine:
         self.rows = rows
         self.fixed = decoder.device.type == "cuda" if fixed is None else fixed
         self._idle: FixedSteps | None = None
-        self.memory, self.most_rows, self.worth_a_step = CACHE_BYTES, MOST_ROWS, WORTH_A_STEP
+        self.memory, self.most_rows, self.enough_rows = CACHE_BYTES, MOST_ROWS, ENOUGH_ROWS
         if decoder.device.type == "cuda":
             free: int = torch.cuda.mem_get_info(decoder.device)[0]
             self.memory, self.most_rows = int(CUDA_SHARE * free), CUDA_MOST_ROWS
-            self.worth_a_step = CUDA_WORTH_A_STEP
+            self.enough_rows = CUDA_ENOUGH_ROWS
 
     def refresh(self) -> None:
         """Take the adapter's present values. Calls of `generate` that are not finished may mix them with the old."""
@@ -100,11 +100,11 @@ class Engine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Every request's completions, each as soon as it ends; those of far longer prompts come last."""
-        for groups in self._waves(requests, sampling):
-            yield from self._generated(requests, groups, sampling)
+        for groups, rows in self._waves(requests, sampling):
+            yield from self._generated(requests, groups, rows, sampling)
 
-    def _waves(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[int]]:
-        """The requests' indices in parts that are decoded one after another.
+    def _waves(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[list[int], int]]:
+        """The requests' indices in parts that are decoded one after another, each with its rows.
 
         Every row has space for the longest prompt of its part, so a few long prompts would leave memory for a few rows
         alone. They wait for the others where those have far more rows without them.
@@ -113,10 +113,11 @@ class Engine:
         while left:
             lengths = sorted(len(requests[group].token_ids) for group in left)
             half = _upto(lengths[len(lengths) // 2], requests, left)
-            enough = min(self.worth_a_step, _MANY * self._rows(requests, half, sampling))
+            enough = min(self.enough_rows, _MANY * self._rows(requests, half, sampling))
             parts = (_upto(length, requests, left) for length in sorted(set(lengths), reverse=True))
-            wave = next(part for part in parts if self._rows(requests, part, sampling) >= enough)
-            yield wave
+            sized = ((part, self._rows(requests, part, sampling)) for part in parts)
+            wave, rows = next((part, rows) for part, rows in sized if rows >= enough)
+            yield wave, rows
             left = sorted(set(left) - set(wave))
 
     def _rows(self, requests: Sequence[Request], groups: Sequence[int], sampling: Sampling) -> int:
@@ -128,10 +129,10 @@ class Engine:
         return min(most, _completions_of(chosen).total())
 
     def _generated(
-        self, requests: Sequence[Request], groups: Sequence[int], sampling: Sampling
+        self, requests: Sequence[Request], groups: Sequence[int], rows: int, sampling: Sampling
     ) -> Iterator[Completion]:
         """The completions of the requests at these indices."""
-        wanted, rows = _completions_of([requests[group] for group in groups]), self._rows(requests, groups, sampling)
+        wanted = _completions_of([requests[group] for group in groups])
         self.decoder.pack(rows)
         steps = self._steps(
             rows=rows,

@@ -111,10 +111,12 @@ def _maker() -> subprocess.Popen[str]:
     Raises:
         OSError: it cannot be started.
     """
-    program = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
+    # It leaves the mark itself: a model that runs no native code does not wait for it, and should not begin it again.
+    imports = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
+    program = f"{imports}; import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
     places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     maker = subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
+        [sys.executable, "-P", "-c", program, str(_mark("made"))],
         env=os.environ | places,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -134,16 +136,13 @@ def _make() -> None:
         failure = (complaint or [f"exit status {maker.returncode}"])[-1] if maker.returncode else None
     except OSError as error:
         failure = str(error)
-    if failure is None:
-        with contextlib.suppress(OSError):
-            _mark("made").touch()
-        return
-    warnings.warn(
-        f"native code could not be compiled in a process of its own ({failure}); this process compiles it, and "
-        "its numbers may differ in their last bits from those of one that finds it compiled",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    if failure is not None:
+        warnings.warn(
+            f"native code could not be compiled in a process of its own ({failure}); this process compiles it, and "
+            "its numbers may differ in their last bits from those of one that finds it compiled",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @functools.cache
