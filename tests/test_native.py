@@ -20,7 +20,7 @@ from greenloop.decoder import Decoder, native
 from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
-from greenloop.decoder.native.layout import GROUP, OUTPUTS
+from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
@@ -33,7 +33,7 @@ if not team_module.available():
 from numba import njit
 from numba.core.ccallback import CFunc
 
-from greenloop.decoder.native.tile import _tile, _whole
+from greenloop.decoder.native.tile import _Form, _tile, _whole
 
 Trees = list[list[tuple[int, int]]]
 
@@ -52,13 +52,13 @@ def test_a_product_equals_the_exact_one(rows: int):
 
 
 def test_tiles_that_differ_in_the_order_of_their_rows_alone_are_not_one():
-    """With AVX-512 attention's tiles and those of packed rows have the same size."""
-    plain, packed = (_tile(_whole, 12, 16, packed=order, fetching=False) for order in (False, True))
+    """Attention's tiles and those of packed rows may have the same size."""
+    plain, packed = (_tile(_Form(_whole, 12, 16, packed=order)) for order in (False, True))
 
     @njit
     def both(x: int, turned: int, weight: int, out: int, of_packed: int) -> None:
-        plain(12, x, 7, weight, 64, 7, out, 16, 0, 0, 0, 0)
-        packed(12, turned, 12, weight, 64, 7, of_packed, 16, 0, 0, 0, 0)
+        plain(12, x, 7, weight, 64, 7, out, 16, 0, 0, 0, 0, 0)
+        packed(12, turned, 12, weight, 64, 7, of_packed, 16, 0, 0, 0, 0, 0)
 
     x, weight = torch.randn(12, 7), torch.randn(7, 16)
     turned, out, of_packed = x.T.contiguous(), torch.empty(12, 16), torch.empty(12, 16)
@@ -150,6 +150,12 @@ def test_a_step_gives_the_decoders_logits(make, threads: int):
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=2e-5)
 
 
+def test_a_step_reads_long_strips_several_blocks_at_a_time():
+    found = pairs_of_logits(random_model(), steps=BESIDE * LANES + 3)
+    for expected, logits in found:
+        torch.testing.assert_close(logits, expected, atol=5e-5, rtol=2e-5)
+
+
 def test_a_step_reads_bfloat16_weights_and_rounds_less_than_the_decoder():
     exact = pairs_of_logits(with_adapter(tiny_llama().bfloat16().float()))
     for (expected, logits), (whole, _) in zip(
@@ -192,7 +198,7 @@ def test_a_step_computes_the_same_from_weights_in_few_bits(monkeypatch):
     kinds = [linear.narrow and linear.narrow.bits for linear in (*decoder.layers[0].linears, decoder.lm_head)]
     assert kinds == [4, 4, 4, 4, 8]
     assert decoder.layers[1].qkv.narrow is None
-    # With nine rows the weights are read as they stand, with eight to three as codes.
+    # With nine rows the weights may be read as they stand, with eight to three they are read as codes.
     ends = (3, 9, 13, 14, 15, 16)
     found = pairs_of_logits(random_model(), ends=ends)
     monkeypatch.setattr("greenloop.decoder.linear.narrow_of", lambda weight: None)

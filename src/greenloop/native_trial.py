@@ -107,6 +107,7 @@ def random_model() -> Any:
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
+        head_dim=64,
         max_position_embeddings=128,
         initializer_range=0.1,
     )

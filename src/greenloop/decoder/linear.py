@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, rows
+from greenloop.decoder.native import LANES, Narrow, Product, blocks_of, lays_out, narrow_of, rows
 
 
 class FusedLinear:
@@ -40,7 +40,7 @@ class FusedLinear:
         self.blocks: Tensor | None = None
         """[blocks, in + rank, OUTPUTS]: `weight` as native code reads it, if it is laid out so."""
         self.down_blocks: Tensor | None = None
-        """[blocks, in, OUTPUTS]: `down` beside it, if there are adapters."""
+        """[blocks, in, LANES] float32: `down` beside it, if there are adapters."""
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -67,7 +67,8 @@ class FusedLinear:
         self.unpack()
         whole = self.weight.dtype == torch.float32
         if lays_out(self.weight) and (native or whole):
-            self.blocks, self.down_blocks = blocks_of(self.weight), blocks_of(self.down) if self.rank else None
+            self.blocks = blocks_of(self.weight)
+            self.down_blocks = blocks_of(self.down.float(), LANES) if self.rank else None
         if self.blocks is None:
             self._packed = packed(self.weight, rows)
         elif whole:

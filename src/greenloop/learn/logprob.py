@@ -14,7 +14,7 @@ from torch import Tensor
 
 from greenloop.decoder.native import lays_out, reads, rows
 
-_CHUNK = 256
+_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,8 +111,7 @@ def _queries(one: Any, begin: int, tokens: int, head: int, queries: int) -> None
 @njit
 def _scores(x: int, rows: int, blocks: int, width: int, seen: int, out: int, pitch: int) -> None:
     """Products of rows [n, D] with the first keys or values, laid out, to [n, pitch]."""
-    for number in range(_whole(seen) // LANES):
-        add_tiles(x, width, rows, blocks + number * width * LINE, LINE, width, out + number * LINE, pitch, 0, 0)
+    add_tiles(x, width, rows, blocks, width * LINE, _whole(seen) // LANES, LINE, width, out, pitch, False)
 
 
 @njit
@@ -140,8 +139,7 @@ def _weights(one: Any, queries: int, tokens: int, before: int, blocks: int, weig
 @njit
 def _over(weights: int, pitch: int, rows: int, values: int, width: int, seen: int, out: int) -> None:
     """[rows, S] weights times [S, D] values to [rows, D]."""
-    for block in range(width // LANES):
-        add_tiles(weights, pitch, rows, values + block * LINE, width * BYTES, seen, out + block * LINE, width, 0, 0)
+    add_tiles(weights, pitch, rows, values, LINE, width // LANES, width * BYTES, seen, out, width, False)
 
 
 @njit
@@ -174,10 +172,10 @@ def _soften_back(weights: Any, gradient: Any) -> None:
 
 
 @njit
-def _accumulate(one: Any, x: int, block: int, rows: int, out: int) -> None:
-    """Add [D, rows] times 16 keys' [rows, 16], lines of a table over all keys, to their columns of [D, keys]."""
+def _accumulate(one: Any, x: int, table: int, keys: int, rows: int, out: int) -> None:
+    """Add [D, rows] times the first keys' columns of a [rows, keys] table to those of [D, keys]."""
     line, pitch = one.keys * BYTES, QUERIES * one.heads
-    add_tiles(x, pitch, one.head_width, block, line, rows, out, one.keys, out, one.keys)
+    add_tiles(x, pitch, one.head_width, table, LINE, keys // LANES, line, rows, out, one.keys, True)
 
 
 @njit
@@ -224,10 +222,8 @@ def _segment_back(one: Any, segment: Any, head: int, scratch: int) -> None:
         # What stands between rows and the next multiple of 8 is turned as well, and not read.
         _transpose(queries, width, (rows + TURN - 1) // TURN * TURN, width, turned_queries, pitch)
         _transpose(mixed, width, (rows + TURN - 1) // TURN * TURN, width, turned_mixed, pitch)
-        for number in range(through // LANES):
-            offset = number * LINE
-            _accumulate(one, turned_queries, of_scores + offset, rows, of_keys + offset)
-            _accumulate(one, turned_mixed, weights + offset, rows, of_values + offset)
+        _accumulate(one, turned_queries, of_scores, through, rows, of_keys)
+        _accumulate(one, turned_mixed, weights, through, rows, of_values)
         # The queries have been read.
         _over(of_scores, one.keys, rows, keys, width, seen, queries)
         for place in range(tokens):

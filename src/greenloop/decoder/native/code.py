@@ -29,7 +29,17 @@ from greenloop.decoder.native.parts import (
     turn,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
-from greenloop.decoder.native.tile import BYTES, LINE, WEIGHTS, add_atomically, call, pointer, widen_bytes, widen_halves
+from greenloop.decoder.native.tile import (
+    BYTES,
+    LINE,
+    WEIGHTS,
+    add_atomically,
+    call,
+    low_tile,
+    pointer,
+    widen_bytes,
+    widen_halves,
+)
 
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
@@ -48,7 +58,7 @@ def _multiply(
         for block in range(first, last + 1):
             at, target = weight + block * size, out + block * WEIGHTS
             following = weight + (then if block == last else block + 1) * size
-            add_packed(packed, width, rows, at, line, width, target, out_stride, 0, 0, following)
+            add_packed(packed, width, rows, at, line, width, target, out_stride, 0, 0, following, line)
         first = then
 
 
@@ -70,16 +80,25 @@ def _widen(narrow: Any, block: int, groups: int, begin: int, count: int, target:
 def _multiply_narrow(one: Any, linear: Any, out: Any, scratch: int, taken: int) -> None:
     """`_multiply` with a base in few bits, made float32 sheet by sheet: the same sums in the same order."""
     width, pitch, stride = linear.width, linear.width + linear.rank, out.stride
-    for block in portions(taken, linear.blocks, 1):
-        target = out.at + block * WEIGHTS
+    pace = OUTPUTS * linear.narrow.bits // 8
+    block = add_atomically(taken, 1)
+    while block < linear.blocks:
+        then = add_atomically(taken, 1)
+        target, up = out.at + block * WEIGHTS, linear.weight + (block * pitch + width) * WEIGHTS
         for begin in range(0, width, SHEET):
             count, packed = min(SHEET, width - begin), one.packed + begin * ROWS * BYTES
             _widen(linear.narrow, block, width // GROUP, begin, count, scratch)
             start = target if begin else 0
-            add_packed(packed, pitch, one.rows, scratch, WEIGHTS, count, target, stride, start, stride, 0)
+            # The codes of the next sheet; those after a block's last are the next block's. First B, which is far away.
+            place = block * width + begin + count if begin + count < width else then * width
+            following, step = linear.narrow.codes + place * pace, pace
+            if begin == 0 and linear.rank:
+                following, step = up, linear.rank * WEIGHTS // count
+            add_packed(packed, pitch, one.rows, scratch, WEIGHTS, count, target, stride, start, stride, following, step)
         if linear.rank:
-            packed, up = one.packed + width * ROWS * BYTES, linear.weight + (block * pitch + width) * WEIGHTS
-            add_packed(packed, pitch, one.rows, up, WEIGHTS, linear.rank, target, stride, target, stride, 0)
+            packed = one.packed + width * ROWS * BYTES
+            add_packed(packed, pitch, one.rows, up, WEIGHTS, linear.rank, target, stride, target, stride, 0, 0)
+        block = then
 
 
 @njit
@@ -99,8 +118,8 @@ def _pack(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
     low, packed = at + width * BYTES, one.packed + first * (width + linear.rank) * BYTES
     pack(at, x.stride, rows, width, packed)
     for block in range(linear.down_blocks):
-        weight = linear.down + block * width * linear.line
-        add_packed(packed, width, rows, weight, linear.line, width, low + block * WEIGHTS, x.stride, 0, 0, 0)
+        weight = linear.down + block * width * LINE
+        low_tile(rows, packed, ROWS, weight, LINE, width, low + block * LINE, x.stride, weight, 0, 0, 0, 0)
     pack(low, x.stride, rows, linear.rank, packed + width * ROWS * BYTES)
 
 
@@ -198,17 +217,15 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
 
     prompt = integers(one.prompts, slot + 1)[slot]
     at = (slot * one.kv_heads + head) * one.prompt_places * width * BYTES
-    for block in range((prompt + LANES - 1) // LANES):
-        keys = layer.prompt_k + at + block * width * LINE
-        add_tiles(query, width, queries, keys, LINE, width, scores + block * LINE, places, 0, 0)
+    apart, blocks = width * LINE, (prompt + LANES - 1) // LANES
+    add_tiles(query, width, queries, layer.prompt_k + at, apart, blocks, LINE, width, scores, places, False)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_k + (row * one.kv_heads + head) * strip
         first = place * group
-        for block in range(own[row] // LANES + 1):
-            target = scores + (first * places + one.prompt_places + block * LANES) * BYTES
-            keys = mine + block * width * LINE
-            add_tiles(query + first * width * BYTES, width, group, keys, LINE, width, target, places, 0, 0)
+        target, queries_at = scores + (first * places + one.prompt_places) * BYTES, query + first * width * BYTES
+        blocks = own[row] // LANES + 1
+        add_tiles(queries_at, width, group, mine, apart, blocks, LINE, width, target, places, False)
 
     for number in range(queries):
         soften(
@@ -216,18 +233,15 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
             floats(scores + (number * places + one.prompt_places) * BYTES, own[order[begin + number // group]] + 1),
         )
 
-    for block in range(width // LANES):
-        values = layer.prompt_v + at + block * one.prompt_places * LINE
-        add_tiles(scores, places, queries, values, LINE, prompt, over_prompt + block * LINE, width, 0, 0)
+    values, apart, blocks = layer.prompt_v + at, one.prompt_places * LINE, width // LANES
+    add_tiles(scores, places, queries, values, apart, blocks, LINE, prompt, over_prompt, width, False)
     for place in range(rows):
         row = order[begin + place]
         mine = layer.own_v + (row * one.kv_heads + head) * strip
         first = place * group
-        for block in range(width // LANES):
-            weights = scores + (first * places + one.prompt_places) * BYTES
-            target = over_own + (first * width + block * LANES) * BYTES
-            values = mine + block * one.own_places * LINE
-            add_tiles(weights, places, group, values, LINE, own[row] + 1, target, width, 0, 0)
+        weights, target = scores + (first * places + one.prompt_places) * BYTES, over_own + first * width * BYTES
+        apart = one.own_places * LINE
+        add_tiles(weights, places, group, mine, apart, blocks, LINE, own[row] + 1, target, width, False)
         first_sum = floats(over_prompt + first * width * BYTES, group * width)
         second_sum = floats(over_own + first * width * BYTES, group * width)
         mixed = floats(one.mixed.at + (row * one.mixed.stride + head * group * width) * BYTES, group * width)

@@ -17,14 +17,16 @@ LANES = 16
 """Keys or values of a block of attention: one or several vectors on every processor."""
 TILE = 12 if _WIDE else 6
 """Rows of attention whose sums over a block are in registers together: in 12 of AVX2's 16 vectors, of AVX-512's 32."""
-ROWS, OUTPUTS = (12, 16) if _WIDE else (4, 24)
-"""The same for packed rows, and outputs of a weight's block."""
+FLAT, BESIDE = (6, 4) if _WIDE else (3, 2)
+"""The same where so many blocks are taken together: the few query heads of a KV head have sums enough then."""
+ROWS, OUTPUTS = (8, 48) if _WIDE else (4, 24)
+"""The same for packed rows, and outputs of a weight's block: three vectors each."""
 PANEL = 1024
-"""Inputs of a block that are multiplied together: at most 96 KiB, which stay in a processor's second cache."""
-SHEET = 256
+"""Inputs of a block that are multiplied together: at most 192 KiB, which stay in a processor's second cache."""
+SHEET = 128 if _WIDE else 256
 """Inputs of a block that are made float32 together: at most 24 KiB, which stay in its first cache."""
-FEW = 8
-"""Rows for which weights are read in few bits; with 12 and more the products last longer than reading float32 does."""
+FEW = 16 if _WIDE else 8
+"""Rows for which weights are read in few bits; with more the products last longer than reading float32 does."""
 GROUP = 32
 """Inputs of an output whose weights have one scale where they are kept in few bits."""
 QUERIES = 32
@@ -33,14 +35,14 @@ PHASES = 9
 """Of a layer in a decode step; the head has two more."""
 
 
-def whole_blocks(outputs: int) -> int:
-    """The next multiple of `OUTPUTS`."""
-    return -(-outputs // OUTPUTS) * OUTPUTS
+def whole_blocks(outputs: int, size: int = OUTPUTS) -> int:
+    """The next multiple of a block's outputs."""
+    return -(-outputs // size) * size
 
 
-def blocks_of(weight: Tensor) -> Tensor:
-    """[out, in] laid out as [blocks, in, OUTPUTS]; the last block is filled up with zeros."""
-    missing = whole_blocks(weight.shape[0]) - weight.shape[0]
+def blocks_of(weight: Tensor, size: int = OUTPUTS) -> Tensor:
+    """[out, in] laid out as [blocks, in, size]; the last block is filled up with zeros."""
+    missing = whole_blocks(weight.shape[0], size) - weight.shape[0]
     padded = F.pad(weight, (0, 0, 0, missing)) if missing else weight
-    blocks: Tensor = padded.unflatten(0, (-1, OUTPUTS)).transpose(1, 2).contiguous()
+    blocks: Tensor = padded.unflatten(0, (-1, size)).transpose(1, 2).contiguous()
     return blocks

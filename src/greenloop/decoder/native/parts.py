@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from greenloop.decoder.native.layout import ROWS, TILE
+from greenloop.decoder.native.layout import BESIDE, FLAT, ROWS, TILE
 from greenloop.decoder.native.tile import (
     BYTES,
+    LINE,
     QUARTET,
     WEIGHTS,
     add_atomically,
     call,
+    flat_tile,
     half_tile,
     interleaved,
+    larger,
     load_atomically,
     packed_tile,
     pointer,
@@ -98,6 +101,7 @@ def add_packed(
     start: int,
     start_stride: int,
     following: int,
+    pace: int,
 ) -> None:
     """The products of packed rows with one block of a weight, added to what stands at `start` if that is not 0.
 
@@ -112,19 +116,20 @@ def add_packed(
         out_stride: values from a row's outputs to the next row's.
         start: the first row's values to which its products are added.
         start_stride: values from a row's to the next row's.
-        following: the block that is fetched meanwhile; 0 for none.
+        following: what is fetched meanwhile; 0 for nothing.
+        pace: bytes of that an input.
     """
-    step = line // ((rows + ROWS - 1) // ROWS) if following else 0
+    step = pace // ((rows + ROWS - 1) // ROWS)
     for row in range(0, rows, ROWS):
         count, at, target = min(ROWS, rows - row), packed + row * pitch * BYTES, out + row * out_stride * BYTES
         begin = start + row * start_stride * BYTES if start else 0
         ahead = following + row // ROWS * width * step if following else block
         if not following and line == WEIGHTS:
-            packed_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, block, 0, begin, start_stride)
+            packed_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, block, 0, begin, start_stride, 0)
         elif line == WEIGHTS:
-            whole_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, ahead, step, begin, start_stride)
+            whole_tile(count, at, ROWS, block, line, width, target, out_stride, ahead, step, begin, start_stride, 0)
         else:
-            half_tile(count, at, ROWS, block, WEIGHTS // 2, width, target, out_stride, ahead, step, begin, start_stride)
+            half_tile(count, at, ROWS, block, line, width, target, out_stride, ahead, step, begin, start_stride, 0)
 
 
 @njit(fastmath=REORDERED)
@@ -153,19 +158,41 @@ def add_tiles(
     x: int,
     x_stride: int,
     rows: int,
-    block: int,
+    first: int,
+    apart: int,
+    blocks: int,
     line: int,
     width: int,
     out: int,
     out_stride: int,
-    start: int,
-    start_stride: int,
+    adding: bool,
 ) -> None:
-    """The products of all rows with one float32 block, added to what stands at `start` if that is not 0."""
-    for row in range(0, rows, TILE):
-        count, at, target = min(TILE, rows - row), x + row * x_stride * BYTES, out + row * out_stride * BYTES
-        begin = start + row * start_stride * BYTES if start else 0
-        tile(count, at, x_stride, block, line, width, target, out_stride, block, 0, begin, start_stride)
+    """The products of all rows with float32 blocks, whose outputs stand side by side.
+
+    Args:
+        x: the first row.
+        x_stride: values from a row to the next.
+        rows: their count.
+        first: of the blocks [width, 16].
+        apart: bytes from a block to the next.
+        blocks: their count.
+        line: bytes from an input of a block to the next.
+        width: inputs.
+        out: the first row's outputs.
+        out_stride: values from a row's outputs to the next row's.
+        adding: to what stands there.
+    """
+    together = blocks // BESIDE * BESIDE
+    for block in range(0, together, BESIDE):
+        for row in range(0, rows, FLAT):
+            at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES + block * LINE
+            start, begin, count = target if adding else 0, first + block * apart, min(FLAT, rows - row)
+            flat_tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, apart)
+    for block in range(together, blocks):
+        for row in range(0, rows, TILE):
+            at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES + block * LINE
+            start, begin, count = target if adding else 0, first + block * apart, min(TILE, rows - row)
+            tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
@@ -192,14 +219,19 @@ def open_gate(x: Any, out: Any) -> None:
         out[i] = x[i] / (np.float32(1.0) + exp(-x[i])) * x[width + i]
 
 
+@njit
+def highest_of(x: Any, least: Any) -> Any:
+    """The largest value, or `least`; where there is NaN any of them."""
+    highest = least
+    for i in range(x.size):
+        highest = larger(x[i], highest)
+    return highest
+
+
 @njit(error_model="numpy", fastmath=REORDERED)
 def soften(first: Any, second: Any) -> None:
     """Softmax over both arrays together, in place."""
-    highest = first[0]
-    for i in range(first.size):
-        highest = max(highest, first[i])
-    for i in range(second.size):
-        highest = max(highest, second[i])
+    highest = highest_of(second, highest_of(first, first[0]))
     total = np.float32(0.0)
     for i in range(first.size):
         first[i] = exp(first[i] - highest)

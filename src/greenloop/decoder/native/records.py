@@ -48,7 +48,7 @@ LINEAR = np.dtype(
         ("blocks", "i8"),
         ("width", "i8"),  # inputs
         ("rank", "i8"),  # of the adapters
-        ("down", "i8"),  # [down_blocks, width, OUTPUTS], A
+        ("down", "i8"),  # [down_blocks, width, 16], A, float32
         ("down_blocks", "i8"),
         ("narrow", NARROW),  # the base
     ]

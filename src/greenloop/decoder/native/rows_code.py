@@ -15,6 +15,7 @@ from greenloop.decoder.native.parts import (
     add_packed,
     exp,
     floats,
+    highest_of,
     inverse_norm,
     meet,
     open_gate,
@@ -121,7 +122,7 @@ def _add(
         if target.start.at:
             start = target.start.at + (row * start_stride + block * OUTPUTS) * BYTES
     packed = _place(one, factors, row, begin)
-    add_packed(packed, width, rows, panel, WEIGHTS, width, out, out_stride, start, start_stride, 0)
+    add_packed(packed, width, rows, panel, WEIGHTS, width, out, out_stride, start, start_stride, 0, 0)
 
 
 @njit
@@ -172,14 +173,6 @@ def _close_gate(x: Any, gradient: Any, out: Any, again: Any) -> None:
         again[i] = opened * up
         out[width + i] = gradient[i] * opened
         out[i] = gradient[i] * up * open_share * (whole + gate - opened)
-
-
-@njit(fastmath=REORDERED)
-def _highest(x: Any) -> Any:
-    highest = x[0]
-    for i in range(x.size):
-        highest = max(highest, x[i])
-    return highest
 
 
 @njit(fastmath=REORDERED)
@@ -246,7 +239,7 @@ def _gate_back(one: Any, number: int) -> None:
 def _judge(one: Any, number: int) -> None:
     x, label = _row(one.x, number, one.width), carray(pointer(one.labels), one.rows, np.int64)[number]
     colder = np.float32(1.0 / one.temperature)
-    highest = _highest(x) * colder
+    highest = highest_of(x, x[0]) * colder
     chosen = x[label] * colder - highest
     total, moment = _spread(x, highest, colder)
     floats(one.logprob, one.rows)[number] = chosen - math.log(total)

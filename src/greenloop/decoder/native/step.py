@@ -62,7 +62,7 @@ class Step:
         rows, heads, width = cache.own_k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
         hidden = decoder.head.shape[1]
         linears = [linear for layer in decoder.layers for linear in layer.linears]
-        low = max(whole_blocks(linear.rank) for linear in linears)
+        low = max(whole_blocks(linear.rank, LANES) for linear in linears)
         qkv = heads + 2 * decoder.kv_heads * decoder.head_width
         widths = {
             "hidden": hidden,

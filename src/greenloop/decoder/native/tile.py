@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from greenloop.decoder.native.layout import GROUP, LANES, OUTPUTS, ROWS, TILE
+from greenloop.decoder.native.layout import BESIDE, FLAT, GROUP, LANES, OUTPUTS, ROWS, TILE
 
 BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
@@ -32,17 +33,39 @@ QUARTET = 4
 VECTOR = math.gcd(LANES, OUTPUTS)
 """Values of a vector: as many as one of the processor's has, or a multiple."""
 
-STRIDE, FETCHES = 4, 2
+STRIDE, FETCHES = 4, 4
 """Inputs that are taken at a time where the next block is fetched, and lines of it fetched meanwhile."""
 
 _INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, VECTOR)
 
 
-def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool, fetching: bool) -> Any:
-    """`tile` for one type of weights and at most so many rows, which may be `packed`; one may fetch the next block."""
-    # All that the code depends on: LLVM takes functions of one name for the same.
-    name = f"greenloop{weights_of.__name__}_tile_{most}_{lanes}_{int(packed)}_{int(fetching)}"
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """Of a tile."""
+
+    weights_of: Callable[..., Any]
+    """Reads weights of one type."""
+    most: int
+    """Rows."""
+    lanes: int
+    """Outputs of a block."""
+    beside: int = 1
+    """Blocks that are taken together."""
+    packed: bool = False
+    """Whether an input of all rows stands side by side."""
+    fetching: bool = False
+    """Whether something is fetched meanwhile."""
+
+    @property
+    def name(self) -> str:
+        """Of all that the code depends on: LLVM takes functions of one name for the same."""
+        flags = f"{int(self.packed)}_{int(self.fetching)}"
+        return f"greenloop{self.weights_of.__name__}_tile_{self.most}_{self.lanes}_{self.beside}_{flags}"
+
+
+def _tile(form: _Form) -> Any:
+    """`tile` in one form."""
 
     @intrinsic
     def tile(
@@ -59,8 +82,9 @@ def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool
         ahead_step: Any,
         start: Any,
         start_stride: Any,
+        apart: Any,
     ) -> Any:
-        """Products of a few rows with one block of outputs, sums in registers.
+        """Products of a few rows with one block of outputs, or several side by side, sums in registers.
 
         The micro-kernel of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008, sec. 5.
 
@@ -77,14 +101,14 @@ def _tile(weights_of: Callable[..., Any], most: int, lanes: int, *, packed: bool
             ahead_step: bytes of it an input; 0 fetches one line.
             start: address of the first row's values to which its products are added; 0 for none.
             start_stride: values from a row's to the next row's.
+            apart: bytes from a block to the next of those that are taken together.
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            define = partial(_define_tile, weights_of, most, lanes, packed=packed, fetching=fetching)
-            _emit_call(builder, name, define, arguments)
+            _emit_call(builder, form.name, partial(_define_tile, form), arguments)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 12), emit
+        return types.void(*[types.intp] * 13), emit
 
     return tile
 
@@ -103,37 +127,26 @@ def _emit_call(builder: Any, name: str, define: Callable[[Any], None], arguments
     builder.call(function, arguments)
 
 
-def _define_tile(
-    weights_of: Callable[..., Any], most: int, lanes: int, function: Any, *, packed: bool, fetching: bool
-) -> None:
+def _define_tile(form: _Form, function: Any) -> None:
     rows, *operands = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     after = function.append_basic_block("after")
     switch = builder.switch(rows, after)
-    for count in range(1, most + 1):
+    for count in range(1, form.most + 1):
         case = function.append_basic_block(f"rows_{count}")
         switch.add_case(_INT(count), case)
         builder.position_at_end(case)
-        _emit_tile(builder, weights_of, count, lanes, operands, packed=packed, fetching=fetching)
+        _emit_tile(builder, form, count, operands)
         builder.branch(after)
     builder.position_at_end(after)
     builder.ret_void()
 
 
-def _emit_tile(
-    builder: Any,
-    weights_of: Callable[..., Any],
-    count: int,
-    lanes: int,
-    operands: Sequence[Any],
-    *,
-    packed: bool,
-    fetching: bool,
-) -> None:
+def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
-    x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride = operands
-    fma = _fma(builder)
-    parts = range(0, lanes, VECTOR)
+    x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride, apart = operands
+    fma, packed = _fma(builder), form.packed
+    parts = range(0, form.lanes * form.beside, VECTOR)
     inputs = [_float_at(builder, x, _INT(row) if packed else builder.mul(x_stride, _INT(row))) for row in range(count)]
     outputs = [
         _vector_at(builder, out, builder.add(builder.mul(out_stride, _INT(row)), _INT(part)))
@@ -152,7 +165,8 @@ def _emit_tile(
     def advance(k: Any, sums: Sequence[Any]) -> list[Any]:
         """The sums with one more input."""
         at = builder.add(block, builder.mul(k, line))
-        weights = [weights_of(builder, at, VECTOR, part) for part in parts]
+        blocks = [builder.add(at, builder.mul(apart, _INT(number))) if number else at for number in range(form.beside)]
+        weights = [form.weights_of(builder, blocks[part // form.lanes], VECTOR, part % form.lanes) for part in parts]
         offset = builder.mul(k, x_stride) if packed else k
         added = []
         for row, values in enumerate(inputs):
@@ -185,7 +199,7 @@ def _emit_tile(
         return last, found
 
     k, sums = _INT(0), first
-    if fetching:
+    if form.fetching:
         k, sums = loop_to(builder.and_(width, _INT(-STRIDE)), k, sums, STRIDE)
     _, sums = loop_to(width, k, sums, 1)
     for output, total in zip(outputs, sums, strict=True):
@@ -207,13 +221,17 @@ def _half(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     return builder.bitcast(bits, ir.VectorType(_FLOAT, count))
 
 
-tile = _tile(_whole, TILE, LANES, packed=False, fetching=False)
+tile = _tile(_Form(_whole, TILE, LANES))
 """Products of a few rows with one block of 16 float32 outputs."""
-packed_tile = _tile(_whole, ROWS, OUTPUTS, packed=True, fetching=False)
+flat_tile = _tile(_Form(_whole, FLAT, LANES, beside=BESIDE))
+"""Products of fewer rows with several such blocks: fewer values are read for a sum."""
+low_tile = _tile(_Form(_whole, ROWS, LANES, packed=True))
+"""Products of a few packed rows with one block of 16 float32 weights."""
+packed_tile = _tile(_Form(_whole, ROWS, OUTPUTS, packed=True))
 """Products of a few packed rows with one block of float32 weights."""
-whole_tile = _tile(_whole, ROWS, OUTPUTS, packed=True, fetching=True)
-"""The same, and the next block is fetched."""
-half_tile = _tile(_half, ROWS, OUTPUTS, packed=True, fetching=True)
+whole_tile = _tile(_Form(_whole, ROWS, OUTPUTS, packed=True, fetching=True))
+"""The same, and something is fetched."""
+half_tile = _tile(_Form(_half, ROWS, OUTPUTS, packed=True, fetching=True))
 """The same for bfloat16 weights."""
 
 
@@ -410,6 +428,17 @@ def pointer(typing: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.intp), emit
+
+
+@intrinsic
+def larger(typing: Any, first: Any, second: Any) -> Any:
+    """The larger of two float32 values; where one is NaN either, so that a loop of these becomes vectors."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        flags = ("nnan", "nsz")
+        return builder.select(builder.fcmp_ordered(">", *arguments, flags=flags), *arguments, flags=flags)
+
+    return types.float32(types.float32, types.float32), emit
 
 
 @intrinsic
