@@ -128,6 +128,17 @@ def test_a_second_opening_marker_ends_a_block_that_was_never_closed():
     assert [(fence.code, fence.closed) for fence in fences] == [("x = 1", False), ("y = 2", True)]
 
 
+def test_a_marker_right_after_the_opening_one_opens_the_same_block():
+    """A model in training drifts to that form, and would talk on if it did not count as an answer."""
+    text = f"```\n```\n{ADD}```\n"
+    assert [(fence.code, fence.closed) for fence in find_fences(text)] == [(ADD.rstrip("\n"), True)]
+    assert answered(text, "add")
+    assert well_formed(f"```python\n```\n{ADD}```", "add")
+    assert not answered("```\n```\n", "add")
+    assert extract_code(f"```\n```\nHere it is:\n```\n{ADD}```\nThat is all.", "add") == ADD
+    assert extract_code(f"```python\n```\nHere it is:\n```python\n{ADD}```", "add") == ADD
+
+
 def test_unfenced_code_is_found_between_prose():
     text = f"Here's the function you wanted.\nimport math\n\n{ADD}\nThis function isn't slow.\nDone"
     assert extract_code(text, "add") == f"import math\n\n{ADD}"

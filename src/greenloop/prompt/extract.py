@@ -157,7 +157,8 @@ def find_fences(text: str) -> tuple[Fence, ...]:
 
     Besides CommonMark's rules (three or more backticks or tildes, the closing marker at least as long): prose may stand
     before an opening marker, code may stand before a closing one (not counted as closed), a marker labelled Python
-    inside a block opens the next block, and ```` ```code``` ```` on one line is a block (not counted as closed).
+    inside a block opens the next block, a marker on the line after the opening one opens the same block again, and
+    ```` ```code``` ```` on one line is a block (not counted as closed).
 
     >>> [(f.language, f.code, f.closed) for f in find_fences("~~~Py\nx = 1\n~~~\n```\ny")]
     [('py', 'x = 1', True), ('', 'y', False)]
@@ -198,8 +199,9 @@ def _scan_fences(lines: Sequence[str]) -> Iterator[Fence]:
                 yield _inline_fence(inline["code"])
             opening, body = _opening(line), []
         elif _closes(line.strip(), opening.marker):
-            yield _fence(opening, body, closed=True)
-            opening = None
+            if body:
+                yield _fence(opening, body, closed=True)
+                opening = None
         elif (following := _opening(line)) and _interrupts(following, opening):
             yield _fence(opening, body, closed=False)
             opening, body = following, []
