@@ -14,7 +14,8 @@ from torch import Tensor
 
 from greenloop.decoder.native import lays_out, reads, rows
 
-_CHUNK = 512
+_CHUNK, _NATIVE_CHUNK = 256, 512
+"""Tokens whose logits are made together, by PyTorch, which copies them several times, and by native code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,9 @@ class _ChunkedLogProb(torch.autograd.Function):
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        judge = _judged_natively if lays_out(head) else _judged
-        for start in range(0, count, _CHUNK):
-            part = slice(start, min(start + _CHUNK, count))
+        judge, chunk = (_judged_natively, _NATIVE_CHUNK) if lays_out(head) else (_judged, _CHUNK)
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
             into = None if slope is None else slope[part]
             logprobs[part], entropy[part] = judge(hidden[part], head, labels[part], temperature, into)
         ctx.save_for_backward(slope)

@@ -125,7 +125,7 @@ def add_packed(
         begin = start + row * start_stride * BYTES if start else 0
         ahead = following + row // ROWS * width * step if following else block
         if not following and line == WEIGHTS:
-            packed_tile(count, at, ROWS, block, WEIGHTS, width, target, out_stride, block, 0, begin, start_stride, 0)
+            packed_tile(count, at, ROWS, block, line, width, target, out_stride, block, 0, begin, start_stride, 0)
         elif line == WEIGHTS:
             whole_tile(count, at, ROWS, block, line, width, target, out_stride, ahead, step, begin, start_stride, 0)
         else:
@@ -182,17 +182,21 @@ def add_tiles(
         out_stride: values from a row's outputs to the next row's.
         adding: to what stands there.
     """
-    together = blocks // BESIDE * BESIDE
-    for block in range(0, together, BESIDE):
-        for row in range(0, rows, FLAT):
-            at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES + block * LINE
-            start, begin, count = target if adding else 0, first + block * apart, min(FLAT, rows - row)
-            flat_tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, apart)
-    for block in range(together, blocks):
-        for row in range(0, rows, TILE):
-            at, target = x + row * x_stride * BYTES, out + row * out_stride * BYTES + block * LINE
-            start, begin, count = target if adding else 0, first + block * apart, min(TILE, rows - row)
-            tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
+    block = 0
+    while block < blocks:
+        together = block + BESIDE <= blocks
+        most, begin = FLAT if together else TILE, first + block * apart
+        for row in range(0, rows, most):
+            count, at = min(most, rows - row), x + row * x_stride * BYTES
+            target = out + row * out_stride * BYTES + block * LINE
+            start = target if adding else 0
+            if together:
+                flat_tile(
+                    count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, apart
+                )
+            else:
+                tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
+        block += BESIDE if together else 1
 
 
 @njit(error_model="numpy", fastmath=REORDERED)

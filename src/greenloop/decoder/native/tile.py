@@ -17,7 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from greenloop.decoder.native.layout import BESIDE, FLAT, GROUP, LANES, OUTPUTS, ROWS, TILE
+from greenloop.decoder.native.layout import BESIDE, FETCHES, FLAT, GROUP, LANES, OUTPUTS, ROWS, TILE
 
 BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
@@ -33,8 +33,8 @@ QUARTET = 4
 VECTOR = math.gcd(LANES, OUTPUTS)
 """Values of a vector: as many as one of the processor's has, or a multiple."""
 
-STRIDE, FETCHES = 4, 4
-"""Inputs that are taken at a time where the next block is fetched, and lines of it fetched meanwhile."""
+STRIDE = 4
+"""Inputs that are taken at a time where something is fetched meanwhile: `FETCHES` lines of it."""
 
 _INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, VECTOR)
