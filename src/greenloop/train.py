@@ -224,6 +224,7 @@ class Run:
         self.folder.write_rollouts(step, sampled.trained, rewards, update.advantages.tolist())
         record = {
             "step": step,
+            "temperature": self.policy.temperature,
             **rollout_record(sampled.drawn, sampled.extra, reward_matrix(sampled.drawn, self.recipe.reward)),
             "refilled": sampled.refilled,
             **update_record(update),
@@ -268,6 +269,7 @@ class Run:
         """
         wanted = self.supply.wanted(step, self.experience)
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
+        self.policy.temperature = self.recipe.temperature_of(step)
         learning = self.improver.begin(sum(one.samples for one in wanted))
         parts: list[Sampled] = []
         rewards: list[list[float]] = []
