@@ -357,8 +357,7 @@ def test_what_is_saved_and_scored_lies_between_base_and_trained_model(
     trained = load_file(whole.checkpoints / "step-00004" / "adapter.safetensors")
     assert_equal(load_file(folder.checkpoints / "step-00004" / "adapter.safetensors"), trained)
     saved = load_file(folder.adapter / "adapter_model.safetensors")
-    whole_by_name = load_file(whole.adapter / "adapter_model.safetensors")
-    assert_equal(saved, {name: one * 0.5 if "lora_B" in name else one for name, one in whole_by_name.items()})
+    assert_equal(saved, halved(whole))
     # Before training, at two validations, and after it.
     _, *validated_with, after = scored
     assert torch.equal(after, scaled_ups(saved))
@@ -377,12 +376,27 @@ def test_a_finished_run_keeps_another_share_of_its_adapter_when_it_is_resumed_so
     shutil.rmtree(copied.adapter)
     shutil.rmtree(copied.evaluation("after"))
     folder = train(again, copied.root, places, Silent(), resume=True, judge=ByChecksum)
-    expected = load_file(whole.adapter / "adapter_model.safetensors")
-    halved = {name: one * 0.5 if "lora_B" in name else one for name, one in expected.items()}
-    assert_equal(load_file(folder.adapter / "adapter_model.safetensors"), halved)
+    assert_equal(load_file(folder.adapter / "adapter_model.safetensors"), halved(whole))
     assert "0.5 of what was trained is kept" in (folder.adapter / "README.md").read_text()
     # Two tasks' answers may pass as they did before, so that they are scored again is all that shows.
     assert (folder.evaluation("after") / "results.json").is_file()
+
+
+def test_a_killed_run_that_keeps_a_share_goes_on_with_the_whole_adapter(
+    finished: tuple[RunFolder, Recipe], tmp_path: Path, places: Places
+):
+    whole, chosen = finished
+    half = chosen.model_copy(update={"lora": chosen.lora.model_copy(update={"interpolation": 0.5})})
+    with pytest.raises(Killed):
+        train(half, tmp_path / "run", places, KillAt(3), judge=ByChecksum)
+    resumed = train(half, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
+    assert_equal(load_file(resumed.adapter / "adapter_model.safetensors"), halved(whole))
+
+
+def halved(run: RunFolder) -> dict[str, torch.Tensor]:
+    """A run's adapter with half of every B."""
+    adapter = load_file(run.adapter / "adapter_model.safetensors")
+    return {name: one * 0.5 if "lora_B" in name else one for name, one in adapter.items()}
 
 
 def scaled_ups(adapter: dict[str, torch.Tensor]) -> torch.Tensor:
