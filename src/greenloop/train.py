@@ -188,7 +188,7 @@ class Run:
             write_atomically(self.folder.probe, json_text(found))
         counts = json.loads(self.folder.probe.read_text(encoding="utf-8"))
         self.experience = Experience.of_probe(counts)
-        self.reporter.say(probe_line(self.experience, self.recipe.samples))
+        self.reporter.say(probe_line(counts, self.recipe.samples))
         for record in read_journal(self.folder.journal):
             self.experience = self.experience.after(record["task_outcomes"])
 
