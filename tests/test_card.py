@@ -201,13 +201,6 @@ def test_the_card_says_what_of_the_adapter_was_kept(run_dir):
     assert row in write_card(run_dir).read_text()
 
 
-def test_the_card_says_how_the_temperature_went(run_dir):
-    rising = RECIPE.model_copy(update={"sampling": RECIPE.sampling.model_copy(update={"final_temperature": 1.3})})
-    (run_dir / "recipe.toml").write_text(to_toml(rising))
-    row = f"| temperature | {RECIPE.sampling.temperature:g} to 1.3, linear over the steps |"
-    assert row in write_card(run_dir).read_text()
-
-
 def test_the_card_says_what_was_done_and_not_what_was_planned(run_dir):
     card = write_card(run_dir).read_text()
     assert "| steps | 7 of 3 |" in card

@@ -68,14 +68,6 @@ def test_every_key_says_what_it_means():
     assert not [line for line in lines if line.endswith(": None")]
 
 
-def test_the_temperature_goes_to_its_last_in_equal_parts():
-    rising = load_recipe("starter", ["steps=6", "sampling.temperature=0.8", "sampling.final_temperature=1.3"])
-    assert [rising.temperature_of(step) for step in range(6)] == pytest.approx([0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
-    assert load_recipe("starter", ["steps=1", "sampling.final_temperature=1.3"]).temperature_of(0) == 0.8
-    constant = Recipe()
-    assert {constant.temperature_of(step) for step in range(constant.steps)} == {constant.sampling.temperature}
-
-
 def test_shown_tests_translate_to_a_count():
     assert Recipe().prompt.shown is None
     assert load_recipe("starter", ["prompt.shown_tests=1"]).prompt.shown == 1

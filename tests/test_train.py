@@ -479,28 +479,6 @@ def test_a_run_is_not_resumed_on_other_data(model_folder: Path, tasks_file: Path
         train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
 
 
-def test_a_rising_temperature_is_the_samplers_and_the_trainers(
-    model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places
-):
-    sampling = {"max_new_tokens": 12, "temperature": 0.5, "final_temperature": 2.0}
-    chosen = recipe(model_folder, tasks_file, eval_tasks="", sampling=sampling)
-    whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)
-    records = read_journal(whole.journal)
-    assert [record["temperature"] for record in records] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    # The trainer's log-probs at another temperature would be apart by tenths of a nat.
-    assert all(record["sampler_trainer_gap"] < 1e-4 for record in records)
-    entropies = [record["entropy"] for record in records]
-    assert entropies == sorted(entropies)
-    with pytest.raises(Killed):
-        train(chosen, tmp_path / "run", places, KillAt(2), judge=ByChecksum)
-    longer = chosen.model_copy(update={"steps": 8})
-    with pytest.raises(ConfigError, match=r"^steps: .*recipe.toml reaches sampling.final_temperature with its last"):
-        train(longer, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
-    resumed = train(chosen, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
-    expected, actual = (load_file(run.adapter / "adapter_model.safetensors") for run in (whole, resumed))
-    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
-
-
 def test_dropout_is_resumed_bit_for_bit_too(model_folder: Path, tasks_file: Path, tmp_path: Path, places: Places):
     chosen = recipe(model_folder, tasks_file, eval_tasks="", steps=3, lora={"rank": 4, "alpha": 8, "dropout": 0.3})
     whole = train(chosen, tmp_path / "whole", places, Silent(), judge=ByChecksum)

@@ -55,9 +55,6 @@ class SamplingSection(_Section):
 
     temperature: float = Field(0.8, gt=0, le=5)
     """Divides the logits, in sampling and in the loss alike."""
-    final_temperature: float | None = Field(None, gt=0, le=5)
-    """Of the last step: from `temperature` it goes there in equal parts. Rising, it keeps solved tasks mixed and leaves
-    a sharper model. Unset: every step has `temperature`."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus; 1 is off."""
     top_k: int = Field(0, ge=0)
@@ -254,13 +251,6 @@ class Recipe(_Section):
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     engine: EngineSection = EngineSection()
-
-    def temperature_of(self, step: int) -> float:
-        """The sampling temperature of a step, from 0: linear between the first step's and the last's."""
-        first, last = self.sampling.temperature, self.sampling.final_temperature
-        if last is None:
-            return first
-        return first + (last - first) * step / max(1, self.steps - 1)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -36,8 +36,6 @@ def check_resumable(folder: RunFolder, recipe: Recipe, inputs: Mapping[str, str 
         raise ConfigError(
             f"steps: the {recipe.optimizer.schedule} schedule of {folder.recipe} ends with its steps; keep them"
         )
-    if recipe.sampling.final_temperature is not None and recipe.steps != began_with.steps:
-        raise ConfigError(f"steps: {folder.recipe} reaches sampling.final_temperature with its last step; keep them")
     before, now = (one.model_dump(exclude=_FREE) for one in (began_with, recipe))
     changed = sorted(key for key in now if now[key] != before[key])
     if changed:

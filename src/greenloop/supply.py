@@ -69,9 +69,8 @@ class Supply:
             Wanted(self._prompt(task), samples, seed_for(self.recipe.seed, "probe", task.task_id))
             for task in self.tasks
         ]
-        sampling = self._sampling(self.recipe.sampling.temperature)
         pending = []
-        for one in submitted(self.engine, self.verifier, self.protocol, wanted, sampling):
+        for one in submitted(self.engine, self.verifier, self.protocol, wanted, self._sampling()):
             pending.append(one)
             on_completion()
         return outcome_counts((one.prompt.task.task_id, one.verdict.result()) for one in pending)
@@ -94,14 +93,14 @@ class Supply:
             wanted: groups of that step; all of them where there is a budget.
             experience: what the weights of extra tasks come from.
         """
-        drawn = self._roll_out(step, wanted)
+        drawn = self._roll_out(wanted)
         dead = [index for index, group in enumerate(drawn) if is_dead(group)]
         budget = min(self.recipe.rloo.refill, len(dead))
         extra: list[Group] = []
         if budget:
             tasks = [one.prompt.task for one in wanted]
             others = self.deck.extra(step, budget, tasks, self._weights(experience))
-            extra = self._roll_out(step, self._wanted(others, seed_for(self.recipe.seed, step, "refill")))
+            extra = self._roll_out(self._wanted(others, seed_for(self.recipe.seed, step, "refill")))
         trained = list(drawn)
         live = [group for group in extra if not is_dead(group)]
         for index, group in zip(dead, live, strict=False):
@@ -115,17 +114,16 @@ class Supply:
     def _wanted(self, tasks: Sequence[Task], seed: int) -> list[Wanted]:
         return wanted_of([self._prompt(task) for task in tasks], self.recipe.samples, seed)
 
-    def _roll_out(self, step: int, wanted: Sequence[Wanted]) -> list[Group]:
-        sampling = self._sampling(self.recipe.temperature_of(step))
-        return roll_out(self.engine, self.verifier, self.protocol, wanted, sampling)
+    def _roll_out(self, wanted: Sequence[Wanted]) -> list[Group]:
+        return roll_out(self.engine, self.verifier, self.protocol, wanted, self._sampling())
 
     def _prompt(self, task: Task) -> Prompt:
         return render(self.protocol, task.showing(self.recipe.prompt.shown), self.tokenizer, shots=self.shots)
 
-    def _sampling(self, temperature: float) -> Sampling:
+    def _sampling(self) -> Sampling:
         section = self.recipe.sampling
         return Sampling(
-            temperature=temperature,
+            temperature=section.temperature,
             top_p=section.top_p,
             top_k=section.top_k,
             min_p=section.min_p,

@@ -188,7 +188,7 @@ class Run:
             write_atomically(self.folder.probe, json_text(found))
         counts = json.loads(self.folder.probe.read_text(encoding="utf-8"))
         self.experience = Experience.of_probe(counts)
-        self.reporter.say(probe_line(counts, self.recipe.samples))
+        self.reporter.say(probe_line(self.experience, self.recipe.samples))
         for record in read_journal(self.folder.journal):
             self.experience = self.experience.after(record["task_outcomes"])
 
@@ -224,7 +224,6 @@ class Run:
         self.folder.write_rollouts(step, sampled.trained, rewards, update.advantages.tolist())
         record = {
             "step": step,
-            "temperature": self.policy.temperature,
             **rollout_record(sampled.drawn, sampled.extra, reward_matrix(sampled.drawn, self.recipe.reward)),
             "refilled": sampled.refilled,
             **update_record(update),
@@ -269,7 +268,6 @@ class Run:
         """
         wanted = self.supply.wanted(step, self.experience)
         self.policy.seed_dropout(seed_for(self.recipe.seed, "dropout", step))
-        self.policy.temperature = self.recipe.temperature_of(step)
         learning = self.improver.begin(sum(one.samples for one in wanted))
         parts: list[Sampled] = []
         rewards: list[list[float]] = []

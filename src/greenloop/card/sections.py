@@ -98,7 +98,7 @@ def _recipe_rows(facts: RunFacts) -> dict[str, object]:
         "tasks of a step": _draw(recipe),
         "prompts a step, P": recipe.prompts,
         "samples a prompt, K": recipe.samples,
-        "temperature": _temperature(recipe),
+        "temperature": recipe.sampling.temperature,
         "new tokens at most": recipe.sampling.max_new_tokens,
         "reward": " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight),
         "beta": recipe.beta,
@@ -114,11 +114,6 @@ def _recipe_rows(facts: RunFacts) -> dict[str, object]:
 def _share(recipe: Recipe) -> str:
     share = recipe.lora.interpolation
     return "" if share == 1 else f"; {share:g} of what was trained is kept (interpolation with the base)"
-
-
-def _temperature(recipe: Recipe) -> str:
-    first, last = recipe.sampling.temperature, recipe.sampling.final_temperature
-    return f"{first:g}" if last is None else f"{first:g} to {last:g}, linear over the steps"
 
 
 def _draw(recipe: Recipe) -> str:
