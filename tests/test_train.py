@@ -370,12 +370,10 @@ def test_a_finished_run_keeps_another_share_of_its_adapter_when_it_is_resumed_so
 ):
     whole, chosen = finished
     shutil.copytree(whole.root, tmp_path / "run")
-    lora = chosen.lora.model_copy(update={"interpolation": 0.5})
-    again = chosen.model_copy(update={"lora": lora})
     copied = RunFolder(tmp_path / "run")
     shutil.rmtree(copied.adapter)
     shutil.rmtree(copied.evaluation("after"))
-    folder = train(again, copied.root, places, Silent(), resume=True, judge=ByChecksum)
+    folder = train(keeping_half(chosen), copied.root, places, Silent(), resume=True, judge=ByChecksum)
     assert_equal(load_file(folder.adapter / "adapter_model.safetensors"), halved(whole))
     assert "0.5 of what was trained is kept" in (folder.adapter / "README.md").read_text()
     # Two tasks' answers may pass as they did before, so that they are scored again is all that shows.
@@ -386,11 +384,16 @@ def test_a_killed_run_that_keeps_a_share_goes_on_with_the_whole_adapter(
     finished: tuple[RunFolder, Recipe], tmp_path: Path, places: Places
 ):
     whole, chosen = finished
-    half = chosen.model_copy(update={"lora": chosen.lora.model_copy(update={"interpolation": 0.5})})
+    half = keeping_half(chosen)
     with pytest.raises(Killed):
         train(half, tmp_path / "run", places, KillAt(3), judge=ByChecksum)
     resumed = train(half, tmp_path / "run", places, Silent(), resume=True, judge=ByChecksum)
     assert_equal(load_file(resumed.adapter / "adapter_model.safetensors"), halved(whole))
+
+
+def keeping_half(chosen: Recipe) -> Recipe:
+    """The recipe, but half of every B is kept."""
+    return chosen.model_copy(update={"lora": chosen.lora.model_copy(update={"interpolation": 0.5})})
 
 
 def halved(run: RunFolder) -> dict[str, torch.Tensor]:
