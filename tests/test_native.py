@@ -20,7 +20,7 @@ from greenloop.decoder import Decoder, native
 from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
-from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS
+from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS, PANEL
 from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
@@ -343,7 +343,7 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("count", [1, 5, 13, 200])
-@pytest.mark.parametrize(("width", "outputs", "rank"), [(1, 3, 1), (33, 20, 5), (64, 96, 16), (1100, 48, 24)])
+@pytest.mark.parametrize(("width", "outputs", "rank"), [(1, 3, 1), (33, 20, 5), (64, 96, 16), (PANEL + 76, 48, 24)])
 def test_a_sum_of_products_equals_the_exact_one(count: int, width: int, outputs: int, rank: int):
     generator = torch.Generator().manual_seed(count)
     x, plus = (torch.randn(count, size, generator=generator) for size in (width, outputs))
@@ -354,12 +354,47 @@ def test_a_sum_of_products_equals_the_exact_one(count: int, width: int, outputs:
     assert far(rows.multiply(x, weight), x.double() @ weight.double().T) < 1e-5
     assert far(rows.multiply(x, weight.bfloat16()), x.double() @ weight.bfloat16().double().T) < 1e-5
     summed = x.double() @ weight.double().T + exact_low @ up.double().T + plus.double()
-    out, low = rows.project(x, weight, down, up, plus)
+    every = [(slice(0, rank), slice(0, width))], [(slice(0, rank), slice(0, outputs))]
+    out, low = rows.project(x, weight, rows.LowRank.of(down, up, *every), plus)
     assert far(out, summed) < 1e-5
     assert far(low, exact_low) < 1e-5
     # The way back reads the same weights by their other side.
     assert far(rows.multiply(plus, weight.T), plus.double() @ weight.double()) < 1e-5
     assert far(rows.multiply(plus, weight.T.bfloat16()), plus.double() @ weight.bfloat16().double()) < 1e-5
+
+
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (8, 4, 8), (3, 20, 1)])
+def test_ranks_for_some_outputs_alone_are_taken_to_those(ranks: tuple[int, ...]):
+    """Forward B writes its own outputs, back it reads their gradients alone: nothing but zeros is left out."""
+    generator = torch.Generator().manual_seed(sum(ranks))
+    widths, inputs, rank = (96, 50, 34), 40, sum(ranks)
+    low_ends, ends = torch.tensor(ranks).cumsum(0).tolist(), torch.tensor(widths).cumsum(0).tolist()
+    parts = [
+        (slice(low - one, low), slice(end - width, end))
+        for one, low, width, end in zip(ranks, low_ends, widths, ends, strict=True)
+    ]
+    x, gradient = torch.randn(30, inputs, generator=generator), torch.randn(30, sum(widths), generator=generator)
+    weight, down = (torch.randn(out, inputs, generator=generator) for out in (sum(widths), rank))
+    up = torch.zeros(sum(widths), rank)
+    for own, outputs in parts:
+        up[outputs, own] = torch.randn(outputs.stop - outputs.start, own.stop - own.start, generator=generator)
+    every = [(slice(0, rank), slice(0, inputs))]
+    out, low = rows.project(x, weight, rows.LowRank.of(down, up, every, parts))
+    assert far(low, x.double() @ down.double().T) < 1e-5
+    assert far(out, x.double() @ (weight.double() + up.double() @ down.double()).T) < 1e-5
+    back, low = rows.project(gradient, weight.T, rows.LowRank.of(up.T, down.T, parts, every))
+    assert far(low, gradient.double() @ up.double()) < 1e-5
+    assert far(back, gradient.double() @ (weight.double() + up.double() @ down.double())) < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 128, 300])
+def test_products_over_the_rows_equal_the_exact_ones(count: int):
+    generator = torch.Generator().manual_seed(count)
+    table = torch.randn(count, 200, generator=generator)
+    # Columns of a wider table: whole blocks, and fewer than one at its end.
+    pairs = [(table[:, :3], table[:, 8:104]), (table[:, 100:120], table[:, 50:]), (table[:, 7:8], table[:, 199:])]
+    for (thin, wide), found in zip(pairs, rows.outer(pairs), strict=True):
+        assert far(found, thin.double().T @ wide.double()) < 1e-5
 
 
 def test_the_passes_over_rows_are_what_autograd_says():

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from greenloop.decoder import supported
 from greenloop.decoder.native import Product, blocks_of, team
+from greenloop.decoder.native.layout import PANEL
 from greenloop.decoder.native.narrow import nearest
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
@@ -103,7 +104,7 @@ def random_model() -> Any:
     config = LlamaConfig(
         vocab_size=304,
         hidden_size=96,
-        intermediate_size=1120,
+        intermediate_size=PANEL + 96,
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,

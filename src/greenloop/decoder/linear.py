@@ -8,7 +8,7 @@ gradients. The adapter is stored and stepped in float32 by PEFT; here is its cop
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import LANES, Narrow, Product, blocks_of, lays_out, narrow_of, rows
+from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, rows
 
 
 class FusedLinear:
@@ -39,8 +39,7 @@ class FusedLinear:
         self._packed: Callable[[Tensor], Tensor] | None = None
         self.blocks: Tensor | None = None
         """[blocks, in + rank, OUTPUTS]: `weight` as native code reads it, if it is laid out so."""
-        self.down_blocks: Tensor | None = None
-        """[blocks, in, LANES] float32: `down` beside it, if there are adapters."""
+        self._paths: dict[bool, rows.LowRank] = {}
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -52,6 +51,7 @@ class FusedLinear:
     def refresh(self) -> None:
         """Take the adapter's present values."""
         self.unpack()
+        self._paths.clear()
         for layer, rank, out in self._blocks():
             a, b, scale = lora_of(layer)
             self.down[rank].copy_(a)
@@ -68,7 +68,6 @@ class FusedLinear:
         whole = self.weight.dtype == torch.float32
         if lays_out(self.weight) and (native or whole):
             self.blocks = blocks_of(self.weight)
-            self.down_blocks = blocks_of(self.down.float(), LANES) if self.rank else None
         if self.blocks is None:
             self._packed = packed(self.weight, rows)
         elif whole:
@@ -76,7 +75,7 @@ class FusedLinear:
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of the weight."""
-        self._packed = self.blocks = self.down_blocks = None
+        self._packed = self.blocks = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, sum of the layers' outputs]."""
@@ -130,28 +129,43 @@ class FusedLinear:
         """
         low = None
         if adapted and self.rank:
-            out, low = rows.project(x, self.base, self.down, self.up, plus)
+            out, low = rows.project(x, self.base, self.path(), plus)
         else:
             out = rows.multiply(x, self.base, plus)
         return out if self.bias is None else out.add_(self.bias), low
+
+    def path(self, *, back: bool = False) -> rows.LowRank:
+        """The adapters as native code reads them, from the inputs to the outputs or back, until the next `refresh`."""
+        if back not in self._paths:
+            every = [(slice(0, self.rank), slice(0, self.in_features))]
+            self._paths[back] = (
+                rows.LowRank.of(self.up.T, self.down.T, self.parts, every)
+                if back
+                else rows.LowRank.of(self.down, self.up, every, self.parts)
+            )
+        return self._paths[back]
 
     def adapter(self) -> list[nn.Parameter]:
         """The float32 A and B of each adapted layer, in turn."""
         return [weight for layer, _, _ in self._blocks() for weight in lora_of(layer)[:2]]
 
-    def adapter_gradients(self, down: Tensor, up: Tensor) -> list[Tensor]:
+    def adapter_gradients(self, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
         """Gradients for `adapter()`.
 
         Args:
-            down: [rank, in] gradient of `down`.
-            up: [out, rank] gradient of the weight's last columns; what lies off their blocks means nothing.
+            downs: [r, in] of each adapted layer's rows of `down`.
+            ups: [out, r] of its part of `up`.
         """
         gradients = []
-        for layer, rank, out in self._blocks():
+        for (layer, _, _), down, up in zip(self._blocks(), downs, ups, strict=True):
             a, b, scale = lora_of(layer)
-            gradients.append(down[rank].to(a.dtype))
-            gradients.append(up[out, rank].to(b.dtype) * scale)
+            gradients += [down.to(a.dtype), up.to(b.dtype) * scale]
         return gradients
+
+    @property
+    def parts(self) -> list[tuple[slice, slice]]:
+        """Each adapted layer's ranks and its outputs."""
+        return [(rank, out) for _, rank, out in self._blocks()]
 
     def _blocks(self) -> list[tuple[nn.Module, slice, slice]]:
         """Each adapted layer with its rows of `down` and its rows of `weight`."""

@@ -85,6 +85,12 @@ class Traces:
         piece = self._pieces[name]
         return self.values[:, start + piece.start : start + piece.stop]
 
+    def layer(self, layer: int, places: Tensor, space: Tensor) -> dict[str, Tensor]:
+        """[n, width] of each piece of one layer, of the tokens at [n] places; views of `space` [n, layer width]."""
+        start = layer * self.layer_width
+        torch.index_select(self.values[:, start : start + self.layer_width], 0, places, out=space)
+        return {name: space[:, piece] for name, piece in self._pieces.items()}
+
     def last(self) -> Tensor:
         """[capacity, d] of the residual stream after all layers, a view."""
         return self.values[:, -(self._pieces["hidden"].stop) :]

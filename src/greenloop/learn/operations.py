@@ -126,7 +126,10 @@ class Torch:
             return []
         if read.mask is not None:
             x = x * read.mask
-        return fused.adapter_gradients(low.T @ x, gradient.to(low.dtype).T @ read.low)
+        down, up = low.T @ x, gradient.to(low.dtype).T @ read.low
+        return fused.adapter_gradients(
+            [down[ranks] for ranks, _ in fused.parts], [up[outputs, ranks] for ranks, outputs in fused.parts]
+        )
 
 
 class Native:
@@ -161,17 +164,17 @@ class Native:
         """Through base and A in one sum."""
         if not fused.rank:
             return rows.multiply(gradient, fused.base.T), None
-        return rows.project(gradient, fused.base.T, fused.up.T, fused.down.T)
+        return rows.project(gradient, fused.base.T, fused.path(back=True))
 
     def adapter_gradients(
         self, fused: FusedLinear, x: Tensor, read: Read, gradient: Tensor, low: Tensor | None
     ) -> list[Tensor]:
-        """Two products over the tokens."""
+        """Products over the tokens, each layer's with its own outputs."""
         if read.low is None or low is None:
             return []
-        down = rows.multiply(low.T.contiguous(), x.T)
-        up = rows.multiply(read.low.T.contiguous(), gradient.T)
-        return fused.adapter_gradients(down, up.T)
+        ups = [(read.low[:, ranks], gradient[:, outputs]) for ranks, outputs in fused.parts]
+        down, *found = rows.outer([(low, x), *ups])
+        return fused.adapter_gradients([down[ranks] for ranks, _ in fused.parts], [up.T for up in found])
 
 
 def operations_for(decoder: Decoder, thinning: Thinning | None) -> Operations:

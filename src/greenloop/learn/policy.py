@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from greenloop.decoder import SUPPORTED, Decoder, DecoderLayer, supported, unwrapped
 from greenloop.decoder.native import reads
-from greenloop.decoder.traces import PIECES, Traces
+from greenloop.decoder.traces import Traces
 from greenloop.errors import ConfigError
 from greenloop.learn.attention import attention_for
 from greenloop.learn.layer import Kept, Plan, layer_forward, reference_forward, replayed
@@ -203,9 +203,11 @@ class Policy:
         """[N, d] after all layers, from the decoder's traces."""
         traces = self.decoder.traces
         assert traces is not None, "places are of traces"
+        # One space for all layers: what a layer leaves would lie between theirs, and no two would share memory.
+        space = torch.empty(len(places), traces.layer_width)
 
         def kept(layer: int) -> Kept:
-            found = {name: traces.piece(layer, name)[places] for name in PIECES}
+            found = traces.layer(layer, places, space)
             return Kept(
                 found["hidden"],
                 found["middle"],

@@ -129,37 +129,64 @@ FACTORS = np.dtype(
         ("output", "i8"),  # values from an output's weight to the next output's
         ("input", "i8"),  # values from an input's weight to the next input's
         ("width", "i8"),  # inputs; 0 for nothing
-        ("packed", "i8"),  # space for x in tiles
     ]
 )
 """Rows x and a weight of any strides."""
 
-TARGET = np.dtype(
+LOW = np.dtype(
     [
-        ("outputs", "i8"),  # 0 for nothing
-        ("out", ROWS),  # space for whole blocks of outputs
-        ("start", ROWS),  # to be added to; 0 for nothing
-        ("share", "i8"),  # rows that a thread takes at a time, a multiple of a tile's
+        ("weight", "i8"),  # [blocks, width, 16]
+        ("width", "i8"),  # inputs
+        ("blocks", "i8"),  # 0 for nothing
+        ("reads", "i8"),  # int64 [blocks, 2]: a block's first input that is not 0, and the one behind its last
+        ("out", ROWS),  # space for whole blocks
         ("taken", "i8"),  # int64 0: what is taken
     ]
 )
-"""Where a sum of products goes."""
+"""Few outputs of the rows x."""
 
 SUM = np.dtype(
     [
         ("rows", "i8"),
         ("first", FACTORS),
-        ("down", FACTORS),  # reads what the first reads
-        ("low", TARGET),  # of down
+        ("low", LOW),  # reads what the first reads
         ("second", FACTORS),  # reads low
-        ("whole", TARGET),  # of first and second
+        ("spans", "i8"),  # int64 [blocks, 2]: the inputs of the second that a block of outputs reads
+        ("outputs", "i8"),
+        ("out", ROWS),  # space for whole blocks of outputs
+        ("start", ROWS),  # to be added to; 0 for nothing
+        ("share", "i8"),  # rows that a thread takes at a time, a multiple of a tile's
+        ("taken", "i8"),  # int64 0: what is taken of the outputs
         ("scratch", "i8"),  # of every thread
         ("entered", "i8"),  # int64 0: threads that have entered
-        ("packed", "i8"),  # int64 [2] zeros: tiles of x and of low that are taken to be packed
         *MEETING,
     ]
 )
 """x W^T, and (x A^T) B^T added to it."""
+
+OUTER = np.dtype(
+    [
+        ("rows", "i8"),
+        ("thin", ROWS),
+        ("count", "i8"),  # columns of thin
+        ("wide", ROWS),
+        ("width", "i8"),  # columns of wide
+        ("out", ROWS),  # [count, width], space for whole blocks
+    ]
+)
+"""thin^T wide."""
+
+OUTERS = np.dtype(
+    [
+        ("products", "i8"),  # of OUTER records
+        ("items", "i8"),  # int64 [item_count, 2]: a product and a block of its columns
+        ("item_count", "i8"),
+        ("taken", "i8"),  # int64 0: what is taken
+        ("scratch", "i8"),  # of every thread
+        ("entered", "i8"),  # int64 0: threads that have entered
+    ]
+)
+"""Several of them."""
 
 SWEEP = np.dtype(
     [

@@ -8,24 +8,23 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import OUTPUTS, PANEL, ROWS
+from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, TILE
 from greenloop.decoder.native.parts import (
-    INTEGER,
     REORDERED,
-    add_packed,
     exp,
     floats,
     highest_of,
+    integers,
     inverse_norm,
     meet,
     open_gate,
-    pack,
     portions,
     scale,
 )
-from greenloop.decoder.native.records import SUM, SWEEP
+from greenloop.decoder.native.records import OUTER, OUTERS, SUM, SWEEP
 from greenloop.decoder.native.tile import (
     BYTES,
+    LINE,
     TURN,
     WEIGHTS,
     add_atomically,
@@ -33,7 +32,10 @@ from greenloop.decoder.native.tile import (
     copied,
     half_copied,
     half_turned,
+    packed_tile,
+    plain_tile,
     pointer,
+    tile,
     turned,
     widened,
 )
@@ -41,7 +43,9 @@ from greenloop.decoder.native.tile import (
 GROUP = 6
 """Rows of a sweep that a thread takes at a time."""
 TILES = 4
-"""Tiles of rows that a thread packs at a time."""
+"""Tiles of rows of which a thread makes the few outputs at a time."""
+CHUNK = 128
+"""Rows of a block of columns that are multiplied together: at most 24 KiB, which stay in a processor's first cache."""
 HALF = 2
 """Bytes of a bfloat16."""
 
@@ -78,74 +82,95 @@ def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel
 
 
 @njit
-def _place(one: Any, factors: Any, row: int, begin: int) -> int:
-    """Where a tile of rows is packed: the inputs of a panel of all rows stand together."""
-    whole = (one.rows + ROWS - 1) // ROWS * ROWS
-    place: int = factors.packed + (begin * whole + row * min(PANEL, factors.width - begin)) * BYTES
-    return place
-
-
-@njit
-def _pack(one: Any, factors: Any, taken: int) -> None:
-    """Pack this thread's share of the rows of x."""
-    x = factors.x
-    for first in portions(taken, one.rows, TILES * ROWS):
-        for row in range(first, min(first + TILES * ROWS, one.rows), ROWS):
-            for begin in range(0, factors.width, PANEL):
-                at, width = x.at + (row * x.stride + begin) * BYTES, min(PANEL, factors.width - begin)
-                pack(at, x.stride, min(ROWS, one.rows - row), width, _place(one, factors, row, begin))
-
-
-@njit
-def _add(
-    one: Any, target: Any, factors: Any, begin: int, block: int, row: int, rows: int, panel: int, begun: bool
-) -> None:
-    """Add a panel's part of a product to a block of outputs of some rows.
+def _add(one: Any, factors: Any, begin: int, width: int, block: int, row: int, rows: int, panel: int, on: bool) -> None:
+    """Add a part of a product to a block of outputs of some rows.
 
     Args:
         one: the record.
-        target: where to.
         factors: of the product.
-        begin: first input of the panel.
+        begin: first input.
+        width: inputs, at most a panel's.
         block: of outputs.
         row: the first one.
         rows: their count.
         panel: space for the weights.
-        begun: whether parts have been added before.
+        on: whether parts have been added before.
     """
-    lanes, width = min(OUTPUTS, target.outputs - block * OUTPUTS), min(PANEL, factors.width - begin)
-    _lay_out(factors, block, lanes, begin, width, panel)
-    out, out_stride = target.out.at + (row * target.out.stride + block * OUTPUTS) * BYTES, target.out.stride
-    start, start_stride = out, out_stride
-    if not begun:
-        start, start_stride = 0, target.start.stride
-        if target.start.at:
-            start = target.start.at + (row * start_stride + block * OUTPUTS) * BYTES
-    packed = _place(one, factors, row, begin)
-    add_packed(packed, width, rows, panel, WEIGHTS, width, out, out_stride, start, start_stride, 0, 0)
+    _lay_out(factors, block, min(OUTPUTS, one.outputs - block * OUTPUTS), begin, width, panel)
+    for first in range(row, row + rows, ROWS):
+        count, place = min(ROWS, row + rows - first), block * OUTPUTS
+        x = factors.x.at + (first * factors.x.stride + begin) * BYTES
+        out = one.out.at + (first * one.out.stride + place) * BYTES
+        start, stride = (out, one.out.stride) if on else (0, one.start.stride)
+        if one.start.at and not on:
+            start = one.start.at + (first * stride + place) * BYTES
+        plain_tile(count, x, factors.x.stride, panel, WEIGHTS, width, out, one.out.stride, panel, 0, start, stride, 0)
 
 
 @njit
-def _multiply(one: Any, target: Any, first: Any, second: Any, panel: int, meetings: int, team: int) -> int:
-    """This thread's share of one product, or of the sum of two.
-
-    All threads take the same panel of the inputs, whose packed rows then stay in the last cache.
-    """
-    shares = (one.rows + target.share - 1) // target.share
-    items = (target.outputs + OUTPUTS - 1) // OUTPUTS * shares
-    for begin in range(0, first.width, PANEL):
+def _multiply(one: Any, panel: int, meetings: int, team: int) -> None:
+    """This thread's share of the sum of products. All threads take the same panel of the inputs."""
+    spans = integers(one.spans, 2 * ((one.outputs + OUTPUTS - 1) // OUTPUTS))
+    shares = (one.rows + one.share - 1) // one.share
+    items = (one.outputs + OUTPUTS - 1) // OUTPUTS * shares
+    for begin in range(0, one.first.width, PANEL):
+        if begin:
+            meetings = meet(one, meetings + team)
+        width = min(PANEL, one.first.width - begin)
         # Every thread has taken one item too many of each panel before.
         before = begin // PANEL * (items + team)
-        item = add_atomically(target.taken, 1) - before
+        item = add_atomically(one.taken, 1) - before
         while item < items:
-            block, row = item // shares, item % shares * target.share
-            rows = min(target.share, one.rows - row)
-            _add(one, target, first, begin, block, row, rows, panel, begin > 0)
-            if second is not None and begin + PANEL >= first.width and second.width:
-                _add(one, target, second, 0, block, row, rows, panel, True)
-            item = add_atomically(target.taken, 1) - before
-        meetings = meet(one, meetings + team)
-    return meetings
+            block, row = item // shares, item % shares * one.share
+            rows = min(one.share, one.rows - row)
+            _add(one, one.first, begin, width, block, row, rows, panel, begin > 0)
+            if one.second.width and begin + width == one.first.width:
+                low, high = spans[2 * block], spans[2 * block + 1]
+                for rank in range(low, high, PANEL):
+                    _add(one, one.second, rank, min(PANEL, high - rank), block, row, rows, panel, True)
+            item = add_atomically(one.taken, 1) - before
+
+
+@njit
+def _reduce(one: Any) -> None:
+    """This thread's share of the few outputs."""
+    low, x = one.low, one.first.x
+    reads = integers(low.reads, 2 * low.blocks)
+    for first in portions(low.taken, one.rows, TILES * TILE):
+        for block in range(low.blocks):
+            begin, width = reads[2 * block], reads[2 * block + 1] - reads[2 * block]
+            weight = low.weight + (block * low.width + begin) * LINE
+            for row in range(first, min(first + TILES * TILE, one.rows), TILE):
+                at = x.at + (row * x.stride + begin) * BYTES
+                out = low.out.at + (row * low.out.stride + block * LANES) * BYTES
+                count = min(TILE, one.rows - row)
+                tile(count, at, x.stride, weight, LINE, width, out, low.out.stride, weight, 0, 0, 0, 0)
+
+
+@njit
+def _add_outer(one: Any, block: int, panel: int) -> None:
+    """thin^T wide for a block of the columns of wide: the rows are the inputs of this product."""
+    lanes, place = min(OUTPUTS, one.width - block * OUTPUTS), block * OUTPUTS * BYTES
+    for begin in range(0, one.rows, CHUNK):
+        width = min(CHUNK, one.rows - begin)
+        weight, line = one.wide.at + begin * one.wide.stride * BYTES + place, one.wide.stride * BYTES
+        if lanes < OUTPUTS:
+            _copy_columns(weight, line, lanes, width, panel)
+            weight, line = panel, WEIGHTS
+        for column in range(0, one.count, ROWS):
+            count, x = min(ROWS, one.count - column), one.thin.at + (begin * one.thin.stride + column) * BYTES
+            out, stride = one.out.at + column * one.out.stride * BYTES + place, one.out.stride
+            start = out if begin else 0
+            packed_tile(count, x, one.thin.stride, weight, line, width, out, stride, weight, 0, start, stride, 0)
+
+
+@njit
+def _copy_columns(source: int, line: int, lanes: int, width: int, panel: int) -> None:
+    """Copy the last columns to [width, OUTPUTS], filled up with zeros."""
+    for k in range(width):
+        found, target = floats(source + k * line, lanes), floats(panel + k * WEIGHTS, OUTPUTS)
+        for lane in range(OUTPUTS):
+            target[lane] = found[lane] if lane < lanes else np.float32(0.0)
 
 
 @njit
@@ -199,14 +224,23 @@ def add_products(argument: Any) -> None:
     """One thread's part of what a SUM record describes."""
     one = carray(argument, 1, SUM)[0]
     panel = one.scratch + add_atomically(one.entered, 1) * PANEL * WEIGHTS
-    team = call(one.team_size)
-    _pack(one, one.first, one.packed)
-    meetings = meet(one, team)
-    if one.low.outputs:
-        meetings = _multiply(one, one.low, one.down, None, panel, meetings, team)
-        _pack(one, one.second, one.packed + INTEGER)
-        meetings = meet(one, meetings + team)
-    _multiply(one, one.whole, one.first, one.second, panel, meetings, team)
+    team, meetings = call(one.team_size), 0
+    if one.low.blocks:
+        _reduce(one)
+        meetings = meet(one, team)
+    _multiply(one, panel, meetings, team)
+
+
+@cfunc("void(voidptr)", cache=True)
+def multiply_outer(argument: Any) -> None:
+    """One thread's part of what an OUTERS record describes."""
+    one = carray(argument, 1, OUTERS)[0]
+    panel = one.scratch + add_atomically(one.entered, 1) * CHUNK * WEIGHTS
+    items = integers(one.items, 2 * one.item_count)
+    # As many as the last one needs.
+    products = carray(pointer(one.products), items[2 * one.item_count - 2] + 1, OUTER)
+    for item in portions(one.taken, one.item_count, 1):
+        _add_outer(products[items[2 * item]], items[2 * item + 1], panel)
 
 
 @njit

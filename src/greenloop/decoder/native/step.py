@@ -84,7 +84,8 @@ class Step:
         self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
         self._layers = self._layer_records()
         # The records hold addresses: a `refresh` of the decoder meanwhile must not free what they point to.
-        self._weights = [(linear.blocks, linear.down_blocks, linear.narrow) for linear in (*linears, decoder.lm_head)]
+        every = (*linears, decoder.lm_head)
+        self._weights = [(linear.blocks, _low_blocks(linear), linear.narrow) for linear in every]
         self._taken = np.zeros(PHASES * len(decoder.layers) + 2, dtype=np.int64)
         self._met = np.zeros(2, dtype=np.int64)
         fields = {
@@ -173,7 +174,7 @@ class Step:
 def _linear(linear: FusedLinear) -> dict[str, Any]:
     """The fields of a LINEAR record."""
     assert linear.blocks is not None, "the decoder was not packed for native code"
-    low, narrow = linear.down_blocks, linear.narrow
+    low, narrow = _low_blocks(linear), linear.narrow
     return {
         "line": OUTPUTS * linear.blocks.element_size(),
         "weight": linear.blocks.data_ptr(),
@@ -184,6 +185,11 @@ def _linear(linear: FusedLinear) -> dict[str, Any]:
         "down_blocks": 0 if low is None else low.shape[0],
         "narrow": {} if narrow is None else narrow.fields(),
     }
+
+
+def _low_blocks(linear: FusedLinear) -> Tensor | None:
+    """[blocks, in, LANES]: every A."""
+    return linear.path().down if linear.rank else None
 
 
 def _chunks(slots: np.ndarray) -> np.ndarray:

@@ -225,6 +225,8 @@ tile = _tile(_Form(_whole, TILE, LANES))
 """Products of a few rows with one block of 16 float32 outputs."""
 flat_tile = _tile(_Form(_whole, FLAT, LANES, beside=BESIDE))
 """Products of fewer rows with several such blocks: fewer values are read for a sum."""
+plain_tile = _tile(_Form(_whole, ROWS, OUTPUTS))
+"""Products of a few rows with one block of float32 weights."""
 low_tile = _tile(_Form(_whole, ROWS, LANES, packed=True))
 """Products of a few packed rows with one block of 16 float32 weights."""
 packed_tile = _tile(_Form(_whole, ROWS, OUTPUTS, packed=True))
