@@ -106,6 +106,8 @@ def pairs_of_logits(
     assert decoder.native
     sizes = {"rows": 9, "slots": 3, "prompt_tokens": 40, "new_tokens": steps + 2}
     plain, blocked = KVCache(decoder, **sizes), BlockedCache(decoder, **sizes)
+    for places in (blocked.prompt_k, blocked.prompt_v, blocked.own_k, blocked.own_v):
+        places.fill_(torch.nan)
     lengths = [len(prompt) for prompt in PROMPTS]
     tokens = torch.tensor([token for prompt in PROMPTS for token in prompt])
     positions = torch.cat([torch.arange(length) for length in lengths])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greenloop.engine.request import Sampling
-from greenloop.engine.sampler import draw, inverse_cdf, truncate, uniforms
+from greenloop.engine.sampler import draw, draw_each, inverse_cdf, truncate, uniforms
 
 
 def test_inverse_cdf_is_the_cumulative_sum_rule():
@@ -18,6 +18,32 @@ def test_inverse_cdf_is_the_cumulative_sum_rule():
     cumulative = weights.cumsum(dim=1)
     expected = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(dim=1)
     assert inverse_cdf(weights, uniform, torch.arange(64)).tolist() == expected.tolist()
+
+
+def test_a_processor_draws_what_torch_draws(monkeypatch):
+    """By native code, which adds the weights in another order: nearer than 1e-6 to an edge either may be right."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1000, generator=generator) * 3
+    logits[1, 200:900] = logits[2, 950:] = -torch.inf
+    numbers = [0.0, *torch.rand(300, generator=generator, dtype=torch.float64).tolist(), 1 - 2**-53]
+    source, way = [number % 3 for number in range(len(numbers))], Sampling(temperature=0.7)
+    order = sorted(range(len(numbers)), key=lambda number: source[number])
+    given_rows, uniform = [source[number] for number in order], [numbers[number] for number in order]
+    untouched = logits.clone()
+    found = draw_each(logits, uniform, [way] * len(uniform), given_rows)
+    assert torch.equal(logits, untouched)
+    monkeypatch.setattr("greenloop.engine.sampler.native.draws_from", lambda logits: False)
+    expected = draw_each(logits, uniform, [way] * len(uniform), given_rows)
+    assert (found.tokens == expected.tokens).float().mean() > 0.99
+    same = found.tokens == expected.tokens
+    torch.testing.assert_close(found.logprobs[same], expected.logprobs[same], atol=1e-5, rtol=0)
+    weights = (logits.double() / 0.7).softmax(dim=1).cumsum(dim=1)
+    rows = torch.tensor(given_rows)
+    above = weights[rows, found.tokens]
+    below = torch.where(found.tokens > 0, weights[rows, (found.tokens - 1).clamp_min(0)], 0.0)
+    target = torch.tensor(uniform, dtype=torch.float64)
+    assert ((below - 1e-6 <= target) & (target <= above + 1e-6)).all()
+    assert (logits[rows, found.tokens] > -torch.inf).all()
 
 
 @settings(deadline=None, max_examples=60)

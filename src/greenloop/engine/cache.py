@@ -77,10 +77,11 @@ class BlockedCache:
     def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
         layers, heads, width = len(decoder.layers), decoder.kv_heads, decoder.head_width
         parts, prompt, own = width // LANES, -(-prompt_tokens // LANES), -(-new_tokens // LANES)
-        self.prompt_k = torch.zeros(layers, slots, heads, prompt, width, LANES)
-        self.prompt_v = torch.zeros(layers, slots, heads, parts, prompt * LANES, LANES)
-        self.own_k = torch.zeros(layers, rows, heads, own, width, LANES)
-        self.own_v = torch.zeros(layers, rows, heads, parts, own * LANES, LANES)
+        # Not zeros: nothing is read that was not written, but for keys whose scores nobody reads.
+        self.prompt_k = torch.empty(layers, slots, heads, prompt, width, LANES)
+        self.prompt_v = torch.empty(layers, slots, heads, parts, prompt * LANES, LANES)
+        self.own_k = torch.empty(layers, rows, heads, own, width, LANES)
+        self.own_v = torch.empty(layers, rows, heads, parts, own * LANES, LANES)
         self.scale = decoder.scale
         decoder.reserve(prompt_tokens + new_tokens)
 

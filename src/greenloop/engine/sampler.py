@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greenloop.decoder.native import rows as native
 from greenloop.engine.request import Sampling
 
 _BLOCK = 256
@@ -61,8 +62,11 @@ def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling]
         logits: [B, V] on any device.
         uniform: [n] in [0, 1).
         ways: [n].
-        rows: [n].
+        rows: [n], none before an earlier one's.
     """
+    first = ways[0]
+    if not first.greedy and not first.truncates and all(way == first for way in ways) and native.draws_from(logits):
+        return Drawn(*native.drawn(logits, uniform, rows, first.temperature))
     numbers, sources = torch.tensor(uniform, dtype=torch.float64), torch.tensor(rows)
     tokens, logprobs = torch.empty(len(ways), dtype=torch.int64), torch.empty(len(ways))
     for way in set(ways):

@@ -209,6 +209,24 @@ SWEEP = np.dtype(
 )
 """One pass over rows, each by itself."""
 
+DRAW = np.dtype(
+    [
+        ("rows", "i8"),
+        ("width", "i8"),
+        ("x", ROWS),  # logits
+        ("temperature", "f8"),
+        ("begins", "i8"),  # int64 [rows + 1]: the first draw from each row
+        ("uniform", "i8"),  # float64 [draws]
+        ("tokens", "i8"),  # int64 [draws]
+        ("logprobs", "i8"),  # [draws]
+        ("scratch", "i8"),  # of every thread: [width] and, float64, [blocks]
+        ("scratch_size", "i8"),  # values
+        ("entered", "i8"),  # int64 0: threads that have entered
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""Draws from the softmax of logits."""
+
 ATTENTION = np.dtype(
     [
         ("segments", "i8"),  # int64 [segment_count, 5]: first token, tokens, keys before them, first parcel, parcels

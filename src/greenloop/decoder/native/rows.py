@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, blocks_of, whole_blocks
-from greenloop.decoder.native.records import OUTER, OUTERS, SUM, SWEEP, record
+from greenloop.decoder.native.layout import BIN, LANES, OUTPUTS, PANEL, ROWS, blocks_of, whole_blocks
+from greenloop.decoder.native.records import DRAW, OUTER, OUTERS, SUM, SWEEP, record
 from greenloop.decoder.native.team import available, compiled, meeting, run
 
 _SHARE = 480
@@ -218,6 +218,53 @@ def judged(logits: Tensor, labels: Tensor, temperature: float, *, slope: bool) -
     places = {"logprob": logprob.data_ptr(), "entropy": entropy.data_ptr(), "labels": labels.data_ptr()}
     _sweep("judge_labels", logits, width, temperature=temperature, slope=int(slope), **places)
     return logprob, entropy
+
+
+def draws_from(logits: Tensor) -> bool:
+    """Whether `drawn` can read these [B, V]."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.stride(-1) == 1 and available()
+
+
+def drawn(
+    logits: Tensor, uniform: Sequence[float], sources: Sequence[int], temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Tokens [n] int64 drawn from softmax(logits / temperature), and their log-probs [n].
+
+    Inverse-CDF sampling: a token's weights and those before it hold `uniform` of the sum; none of weight 0 is drawn.
+
+    Args:
+        logits: [B, V].
+        uniform: [n] in [0, 1).
+        sources: [n] the row of each, none before an earlier one's.
+        temperature: of the softmax.
+    """
+    rows, width = logits.shape
+    threads, count = torch.get_num_threads(), len(sources)
+    tokens, logprobs = torch.empty(count, dtype=torch.int64), torch.empty(count)
+    numbers = np.array(uniform, dtype=np.float64)
+    begins = np.searchsorted(np.array(sources), np.arange(rows + 1))
+    # The weights, then as many float64 as there are bins.
+    size = -(-width // 2) * 2 + 2 * -(-width // BIN)
+    scratch, state = torch.empty(threads, size), np.zeros(2, dtype=np.int64)
+    one = record(
+        DRAW,
+        {
+            "rows": rows,
+            "width": width,
+            "x": place(logits),
+            "temperature": temperature,
+            "begins": begins.ctypes.data,
+            "uniform": numbers.ctypes.data,
+            "tokens": tokens.data_ptr(),
+            "logprobs": logprobs.data_ptr(),
+            "scratch": scratch.data_ptr(),
+            "scratch_size": size,
+            "entered": state.ctypes.data,
+            "taken": state[1:].ctypes.data,
+        },
+    )
+    run(compiled("rows_code").draw_tokens.address, one.ctypes.data, threads)
+    return tokens, logprobs
 
 
 def _sweep(name: str, x: Tensor, width: int, **fields: Any) -> None:

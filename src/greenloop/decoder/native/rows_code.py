@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, TILE
+from greenloop.decoder.native.layout import BIN, LANES, OUTPUTS, PANEL, ROWS, TILE
 from greenloop.decoder.native.parts import (
     REORDERED,
     exp,
@@ -21,7 +21,7 @@ from greenloop.decoder.native.parts import (
     portions,
     scale,
 )
-from greenloop.decoder.native.records import OUTER, OUTERS, SUM, SWEEP
+from greenloop.decoder.native.records import DRAW, OUTER, OUTERS, SUM, SWEEP
 from greenloop.decoder.native.tile import (
     BYTES,
     LINE,
@@ -285,6 +285,68 @@ def _judge(one: Any, number: int) -> None:
         x[label] = at_label
 
 
+@njit(fastmath=REORDERED)
+def _weigh(x: Any, highest: Any, colder: Any, out: Any) -> Any:
+    """e ** (x * colder - highest), 0 where that is below e ** -87, and their sum."""
+    total = np.float32(0.0)
+    for i in range(x.size):
+        exponent = x[i] * colder - highest
+        out[i] = np.float32(0.0) if exponent < np.float32(-87.0) else exp(exponent)
+        total += out[i]
+    return total
+
+
+@njit
+def _first_above(edges: Any, target: float) -> int:
+    """The first of the rising values that is greater; the last one where none is."""
+    low, high = 0, edges.size - 1
+    while low < high:
+        middle = (low + high) // 2
+        if edges[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit
+def _pick(weights: Any, target: float) -> int:
+    """The first index up to which the weights' sum is greater; the last one of some weight where it never is."""
+    total, found = 0.0, 0
+    for i in range(weights.size):
+        total += weights[i]
+        if weights[i] > 0:
+            found = i
+        if total > target:
+            break
+    return found
+
+
+@njit
+def _draw(one: Any, number: int, scratch: int) -> None:
+    """The draws from one row: a bin by the bins' sums, then a token in it."""
+    bins = (one.width + BIN - 1) // BIN
+    x, weights = _row(one.x, number, one.width), floats(scratch, one.width)
+    edges = carray(pointer(scratch + (one.scratch_size - 2 * bins) * BYTES), bins, np.float64)
+    colder = np.float32(1.0 / one.temperature)
+    highest, total = highest_of(x, x[0]) * colder, 0.0
+    for place in range(bins):
+        part = slice(place * BIN, min((place + 1) * BIN, one.width))
+        total += _weigh(x[part], highest, colder, weights[part])
+        edges[place] = total
+    begins = integers(one.begins, one.rows + 1)
+    count = begins[one.rows]
+    uniform = carray(pointer(one.uniform), count, np.float64)
+    tokens, logprobs = integers(one.tokens, count), floats(one.logprobs, count)
+    for draw in range(begins[number], begins[number + 1]):
+        target = uniform[draw] * total
+        place = _first_above(edges, target)
+        before = edges[place - 1] if place else 0.0
+        token = place * BIN + _pick(weights[place * BIN : min((place + 1) * BIN, one.width)], target - before)
+        tokens[draw] = token
+        logprobs[draw] = math.log(weights[token]) - math.log(total)
+
+
 @njit
 def _taken(one: Any) -> Any:
     """The rows that this thread takes of a SWEEP record."""
@@ -337,3 +399,12 @@ def judge_labels(argument: Any) -> None:
     one = carray(argument, 1, SWEEP)[0]
     for number in _taken(one):
         _judge(one, number)
+
+
+@cfunc("void(voidptr)", cache=True)
+def draw_tokens(argument: Any) -> None:
+    """One thread's part of what a DRAW record describes."""
+    one = carray(argument, 1, DRAW)[0]
+    scratch = one.scratch + add_atomically(one.entered, 1) * one.scratch_size * BYTES
+    for number in portions(one.taken, one.rows, 1):
+        _draw(one, number, scratch)
