@@ -17,7 +17,7 @@ import torch
 
 from conftest import NO_NATIVE, ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
-from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows
+from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows, sums
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
 from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS, PANEL
@@ -353,16 +353,16 @@ def test_a_sum_of_products_equals_the_exact_one(count: int, width: int, outputs:
     whole = torch.randn(outputs, width + rank, generator=generator)
     weight, up = whole[:, :width], whole[:, width:]
     exact_low = x.double() @ down.double().T
-    assert far(rows.multiply(x, weight), x.double() @ weight.double().T) < 1e-5
-    assert far(rows.multiply(x, weight.bfloat16()), x.double() @ weight.bfloat16().double().T) < 1e-5
+    assert far(sums.multiply(x, weight), x.double() @ weight.double().T) < 1e-5
+    assert far(sums.multiply(x, weight.bfloat16()), x.double() @ weight.bfloat16().double().T) < 1e-5
     summed = x.double() @ weight.double().T + exact_low @ up.double().T + plus.double()
     every = [(slice(0, rank), slice(0, width))], [(slice(0, rank), slice(0, outputs))]
-    out, low = rows.project(x, weight, rows.LowRank.of(down, up, *every), plus)
+    out, low = sums.project(x, weight, sums.LowRank.of(down, up, *every), plus)
     assert far(out, summed) < 1e-5
     assert far(low, exact_low) < 1e-5
     # The way back reads the same weights by their other side.
-    assert far(rows.multiply(plus, weight.T), plus.double() @ weight.double()) < 1e-5
-    assert far(rows.multiply(plus, weight.T.bfloat16()), plus.double() @ weight.bfloat16().double()) < 1e-5
+    assert far(sums.multiply(plus, weight.T), plus.double() @ weight.double()) < 1e-5
+    assert far(sums.multiply(plus, weight.T.bfloat16()), plus.double() @ weight.bfloat16().double()) < 1e-5
 
 
 @pytest.mark.parametrize("ranks", [(16, 16, 16), (8, 4, 8), (3, 20, 1)])
@@ -381,10 +381,10 @@ def test_ranks_for_some_outputs_alone_are_taken_to_those(ranks: tuple[int, ...])
     for own, outputs in parts:
         up[outputs, own] = torch.randn(outputs.stop - outputs.start, own.stop - own.start, generator=generator)
     every = [(slice(0, rank), slice(0, inputs))]
-    out, low = rows.project(x, weight, rows.LowRank.of(down, up, every, parts))
+    out, low = sums.project(x, weight, sums.LowRank.of(down, up, every, parts))
     assert far(low, x.double() @ down.double().T) < 1e-5
     assert far(out, x.double() @ (weight.double() + up.double() @ down.double()).T) < 1e-5
-    back, low = rows.project(gradient, weight.T, rows.LowRank.of(up.T, down.T, parts, every))
+    back, low = sums.project(gradient, weight.T, sums.LowRank.of(up.T, down.T, parts, every))
     assert far(low, gradient.double() @ up.double()) < 1e-5
     assert far(back, gradient.double() @ (weight.double() + up.double() @ down.double())) < 1e-5
 
@@ -395,7 +395,7 @@ def test_products_over_the_rows_equal_the_exact_ones(count: int):
     table = torch.randn(count, 200, generator=generator)
     # Columns of a wider table: whole blocks, and fewer than one at its end.
     pairs = [(table[:, :3], table[:, 8:104]), (table[:, 100:120], table[:, 50:]), (table[:, 7:8], table[:, 199:])]
-    for (thin, wide), found in zip(pairs, rows.outer(pairs), strict=True):
+    for (thin, wide), found in zip(pairs, sums.outer(pairs), strict=True):
         assert far(found, thin.double().T @ wide.double()) < 1e-5
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, rows
+from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, sums
 
 
 class FusedLinear:
@@ -39,7 +39,7 @@ class FusedLinear:
         self._packed: Callable[[Tensor], Tensor] | None = None
         self.blocks: Tensor | None = None
         """[blocks, in + rank, OUTPUTS]: `weight` as native code reads it, if it is laid out so."""
-        self._paths: dict[bool, rows.LowRank] = {}
+        self._paths: dict[bool, sums.LowRank] = {}
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
             view = self.weight[row : row + width, : self.in_features]
@@ -129,19 +129,19 @@ class FusedLinear:
         """
         low = None
         if adapted and self.rank:
-            out, low = rows.project(x, self.base, self.path(), plus)
+            out, low = sums.project(x, self.base, self.path(), plus)
         else:
-            out = rows.multiply(x, self.base, plus)
+            out = sums.multiply(x, self.base, plus)
         return out if self.bias is None else out.add_(self.bias), low
 
-    def path(self, *, back: bool = False) -> rows.LowRank:
+    def path(self, *, back: bool = False) -> sums.LowRank:
         """The adapters as native code reads them, from the inputs to the outputs or back, until the next `refresh`."""
         if back not in self._paths:
             every = [(slice(0, self.rank), slice(0, self.in_features))]
             self._paths[back] = (
-                rows.LowRank.of(self.up.T, self.down.T, self.parts, every)
+                sums.LowRank.of(self.up.T, self.down.T, self.parts, every)
                 if back
-                else rows.LowRank.of(self.down, self.up, every, self.parts)
+                else sums.LowRank.of(self.down, self.up, every, self.parts)
             )
         return self._paths[back]
 

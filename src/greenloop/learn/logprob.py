@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native import lays_out, reads, rows
+from greenloop.decoder.native import lays_out, reads, rows, sums
 
 _CHUNK, _NATIVE_CHUNK = 256, 512
 """Tokens whose logits are made together, by PyTorch, which copies them several times, and by native code."""
@@ -91,9 +91,9 @@ def _judged_natively(
     hidden: Tensor, head: Tensor, labels: Tensor, temperature: float, slope: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same; the logits are not rounded to bfloat16, half of what sampler and trainer would differ by."""
-    logits = rows.multiply(hidden.float(), head)
+    logits = sums.multiply(hidden.float(), head)
     logprobs, entropy = rows.judged(logits, labels, temperature, slope=slope is not None)
     if slope is not None:
         # A processor that multiplies in bfloat16 is faster at it than native code.
-        slope.copy_(rows.multiply(logits, head.T) if reads(head) else logits.to(head.dtype) @ head)
+        slope.copy_(sums.multiply(logits, head.T) if reads(head) else logits.to(head.dtype) @ head)
     return logprobs, entropy

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greenloop.decoder import Decoder, FusedLinear, Norm, gated
-from greenloop.decoder.native import reads, rows
+from greenloop.decoder.native import reads, rows, sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ class Native:
     def project_back(self, fused: FusedLinear, read: Read, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Through base and A in one sum."""
         if not fused.rank:
-            return rows.multiply(gradient, fused.base.T), None
-        return rows.project(gradient, fused.base.T, fused.path(back=True))
+            return sums.multiply(gradient, fused.base.T), None
+        return sums.project(gradient, fused.base.T, fused.path(back=True))
 
     def adapter_gradients(
         self, fused: FusedLinear, x: Tensor, read: Read, gradient: Tensor, low: Tensor | None
@@ -173,7 +173,7 @@ class Native:
         if read.low is None or low is None:
             return []
         ups = [(read.low[:, ranks], gradient[:, outputs]) for ranks, outputs in fused.parts]
-        down, *found = rows.outer([(low, x), *ups])
+        down, *found = sums.outer([(low, x), *ups])
         return fused.adapter_gradients([down[ranks] for ranks, _ in fused.parts], [up.T for up in found])
 
 

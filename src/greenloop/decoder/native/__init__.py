@@ -3,9 +3,9 @@
 A decode step multiplies a few rows by every weight of the model, so it lasts as long as reading the weights does, if
 nothing else is in the way: library products that read them at a third of the memory's rate, and a thousand calls of
 small operations. Here both are left out (`Step`). An update multiplies many rows, so it lasts as long as its products;
-`rows` and `attention` make them from the one copy of the weights and leave out the passes between them. Nothing is
-compiled at installation; where Numba or PyTorch's own team of threads is missing, `available` says so and PyTorch's
-operations do the work.
+`sums` and `attention` make them from the one copy of the weights, and `rows` leaves out the passes between them.
+Nothing is compiled at installation; where Numba or PyTorch's own team of threads is missing, `available` says so and
+PyTorch's operations do the work.
 """
 
 from greenloop.decoder.native.layout import LANES, blocks_of

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder.native.layout import LANES, QUERIES
-from greenloop.decoder.native.records import ATTENTION, record
-from greenloop.decoder.native.rows import place
+from greenloop.decoder.native.records import ATTENTION, place, record
 from greenloop.decoder.native.team import compiled, run
 
 

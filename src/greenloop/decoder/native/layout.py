@@ -32,6 +32,8 @@ FEW = 16 if _WIDE else 8
 """Rows for which weights are read in few bits; with more the products last longer than reading float32 does."""
 GROUP = 32
 """Inputs of an output whose weights have one scale where they are kept in few bits."""
+STRIP = 128
+"""Rows of a block of columns that are multiplied together: at most 24 KiB, which stay in a processor's first cache."""
 BIN = 256
 """Tokens whose weights are added up before a draw looks among them."""
 QUERIES = 32

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 MEETING = [("met", "i8"), ("team_size", "i8"), ("give_way", "i8")]
 """What threads need to wait for each other: int64 0, how many have come; two functions."""
@@ -253,6 +255,13 @@ ATTENTION = np.dtype(
     ]
 )
 """Attention of prompts and of the segments behind them."""
+
+
+def place(x: Tensor) -> dict[str, int]:
+    """The fields of a ROWS record: rows of float32 values, however far from each other."""
+    assert x.dtype == torch.float32, "native code reads float32"
+    assert x.stride(-1) == 1, "native code reads rows"
+    return {"at": x.data_ptr(), "stride": x.stride(0)}
 
 
 def record(kind: np.dtype[Any], fields: Mapping[str, Any]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What training needs of many rows at once, compiled when this is first imported and kept after that."""
+"""What training and sampling need of many rows at once, compiled when this is first imported and kept after that."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import BIN, LANES, OUTPUTS, PANEL, ROWS, TILE
+from greenloop.decoder.native.layout import BIN
 from greenloop.decoder.native.parts import (
     REORDERED,
     exp,
@@ -16,161 +16,15 @@ from greenloop.decoder.native.parts import (
     highest_of,
     integers,
     inverse_norm,
-    meet,
     open_gate,
     portions,
     scale,
 )
-from greenloop.decoder.native.records import DRAW, OUTER, OUTERS, SUM, SWEEP
-from greenloop.decoder.native.tile import (
-    BYTES,
-    LINE,
-    TURN,
-    WEIGHTS,
-    add_atomically,
-    call,
-    copied,
-    half_copied,
-    half_turned,
-    packed_tile,
-    plain_tile,
-    pointer,
-    tile,
-    turned,
-    widened,
-)
+from greenloop.decoder.native.records import DRAW, SWEEP
+from greenloop.decoder.native.tile import BYTES, add_atomically, pointer
 
 GROUP = 6
 """Rows of a sweep that a thread takes at a time."""
-TILES = 4
-"""Tiles of rows of which a thread makes the few outputs at a time."""
-CHUNK = 128
-"""Rows of a block of columns that are multiplied together: at most 24 KiB, which stay in a processor's first cache."""
-HALF = 2
-"""Bytes of a bfloat16."""
-
-
-@njit
-def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel: int) -> None:
-    """Copy a part of a weight, a block's outputs by `width` inputs, to [width, OUTPUTS], filled up with zeros."""
-    size = HALF if factors.half else BYTES
-    source = factors.weight + (block * OUTPUTS * factors.output + begin * factors.input) * size
-    done = 0
-    if lanes == OUTPUTS and factors.output == 1:
-        for k in range(width):
-            if factors.half:
-                half_copied(source + k * factors.input * size, panel + k * WEIGHTS)
-            else:
-                copied(source + k * factors.input * size, panel + k * WEIGHTS)
-        done = width
-    elif lanes == OUTPUTS and factors.input == 1:
-        done = width // TURN * TURN
-        for k in range(0, done, TURN):
-            for lane in range(0, OUTPUTS, TURN):
-                at, target = source + (lane * factors.output + k) * size, panel + k * WEIGHTS + lane * BYTES
-                if factors.half:
-                    half_turned(at, factors.output, target, OUTPUTS)
-                else:
-                    turned(at, factors.output, target, OUTPUTS)
-    for k in range(done, width):
-        out = floats(panel + k * WEIGHTS, OUTPUTS)
-        for lane in range(lanes, OUTPUTS):
-            out[lane] = 0.0
-        for lane in range(lanes):
-            at = source + (lane * factors.output + k * factors.input) * size
-            out[lane] = widened(carray(pointer(at), 1, np.uint16)[0]) if factors.half else floats(at, 1)[0]
-
-
-@njit
-def _add(one: Any, factors: Any, begin: int, width: int, block: int, row: int, rows: int, panel: int, on: bool) -> None:
-    """Add a part of a product to a block of outputs of some rows.
-
-    Args:
-        one: the record.
-        factors: of the product.
-        begin: first input.
-        width: inputs, at most a panel's.
-        block: of outputs.
-        row: the first one.
-        rows: their count.
-        panel: space for the weights.
-        on: whether parts have been added before.
-    """
-    _lay_out(factors, block, min(OUTPUTS, one.outputs - block * OUTPUTS), begin, width, panel)
-    for first in range(row, row + rows, ROWS):
-        count, place = min(ROWS, row + rows - first), block * OUTPUTS
-        x = factors.x.at + (first * factors.x.stride + begin) * BYTES
-        out = one.out.at + (first * one.out.stride + place) * BYTES
-        start, stride = (out, one.out.stride) if on else (0, one.start.stride)
-        if one.start.at and not on:
-            start = one.start.at + (first * stride + place) * BYTES
-        plain_tile(count, x, factors.x.stride, panel, WEIGHTS, width, out, one.out.stride, panel, 0, start, stride, 0)
-
-
-@njit
-def _multiply(one: Any, panel: int, meetings: int, team: int) -> None:
-    """This thread's share of the sum of products. All threads take the same panel of the inputs."""
-    spans = integers(one.spans, 2 * ((one.outputs + OUTPUTS - 1) // OUTPUTS))
-    shares = (one.rows + one.share - 1) // one.share
-    items = (one.outputs + OUTPUTS - 1) // OUTPUTS * shares
-    for begin in range(0, one.first.width, PANEL):
-        if begin:
-            meetings = meet(one, meetings + team)
-        width = min(PANEL, one.first.width - begin)
-        # Every thread has taken one item too many of each panel before.
-        before = begin // PANEL * (items + team)
-        item = add_atomically(one.taken, 1) - before
-        while item < items:
-            block, row = item // shares, item % shares * one.share
-            rows = min(one.share, one.rows - row)
-            _add(one, one.first, begin, width, block, row, rows, panel, begin > 0)
-            if one.second.width and begin + width == one.first.width:
-                low, high = spans[2 * block], spans[2 * block + 1]
-                for rank in range(low, high, PANEL):
-                    _add(one, one.second, rank, min(PANEL, high - rank), block, row, rows, panel, True)
-            item = add_atomically(one.taken, 1) - before
-
-
-@njit
-def _reduce(one: Any) -> None:
-    """This thread's share of the few outputs."""
-    low, x = one.low, one.first.x
-    reads = integers(low.reads, 2 * low.blocks)
-    for first in portions(low.taken, one.rows, TILES * TILE):
-        for block in range(low.blocks):
-            begin, width = reads[2 * block], reads[2 * block + 1] - reads[2 * block]
-            weight = low.weight + (block * low.width + begin) * LINE
-            for row in range(first, min(first + TILES * TILE, one.rows), TILE):
-                at = x.at + (row * x.stride + begin) * BYTES
-                out = low.out.at + (row * low.out.stride + block * LANES) * BYTES
-                count = min(TILE, one.rows - row)
-                tile(count, at, x.stride, weight, LINE, width, out, low.out.stride, weight, 0, 0, 0, 0)
-
-
-@njit
-def _add_outer(one: Any, block: int, panel: int) -> None:
-    """thin^T wide for a block of the columns of wide: the rows are the inputs of this product."""
-    lanes, place = min(OUTPUTS, one.width - block * OUTPUTS), block * OUTPUTS * BYTES
-    for begin in range(0, one.rows, CHUNK):
-        width = min(CHUNK, one.rows - begin)
-        weight, line = one.wide.at + begin * one.wide.stride * BYTES + place, one.wide.stride * BYTES
-        if lanes < OUTPUTS:
-            _copy_columns(weight, line, lanes, width, panel)
-            weight, line = panel, WEIGHTS
-        for column in range(0, one.count, ROWS):
-            count, x = min(ROWS, one.count - column), one.thin.at + (begin * one.thin.stride + column) * BYTES
-            out, stride = one.out.at + column * one.out.stride * BYTES + place, one.out.stride
-            start = out if begin else 0
-            packed_tile(count, x, one.thin.stride, weight, line, width, out, stride, weight, 0, start, stride, 0)
-
-
-@njit
-def _copy_columns(source: int, line: int, lanes: int, width: int, panel: int) -> None:
-    """Copy the last columns to [width, OUTPUTS], filled up with zeros."""
-    for k in range(width):
-        found, target = floats(source + k * line, lanes), floats(panel + k * WEIGHTS, OUTPUTS)
-        for lane in range(OUTPUTS):
-            target[lane] = found[lane] if lane < lanes else np.float32(0.0)
 
 
 @njit
@@ -217,30 +71,6 @@ def _spread(x: Any, highest: Any, colder: Any) -> Any:
 def _shrink(x: Any, factor: Any) -> None:
     for i in range(x.size):
         x[i] *= factor
-
-
-@cfunc("void(voidptr)", cache=True)
-def add_products(argument: Any) -> None:
-    """One thread's part of what a SUM record describes."""
-    one = carray(argument, 1, SUM)[0]
-    panel = one.scratch + add_atomically(one.entered, 1) * PANEL * WEIGHTS
-    team, meetings = call(one.team_size), 0
-    if one.low.blocks:
-        _reduce(one)
-        meetings = meet(one, team)
-    _multiply(one, panel, meetings, team)
-
-
-@cfunc("void(voidptr)", cache=True)
-def multiply_outer(argument: Any) -> None:
-    """One thread's part of what an OUTERS record describes."""
-    one = carray(argument, 1, OUTERS)[0]
-    panel = one.scratch + add_atomically(one.entered, 1) * CHUNK * WEIGHTS
-    items = integers(one.items, 2 * one.item_count)
-    # As many as the last one needs.
-    products = carray(pointer(one.products), items[2 * one.item_count - 2] + 1, OUTER)
-    for item in portions(one.taken, one.item_count, 1):
-        _add_outer(products[items[2 * item]], items[2 * item + 1], panel)
 
 
 @njit

@@ -28,7 +28,7 @@ from greenloop.decoder.native.layout import OUTPUTS, ROWS
 from greenloop.places import cache_dir
 
 _PACKAGE = "greenloop.decoder.native"
-_MODULES = ("code", "rows_code", "attention_code")
+_MODULES = ("code", "sums_code", "rows_code", "attention_code")
 
 
 class _Switch:
