@@ -149,17 +149,17 @@ class FusedLinear:
         """The float32 A and B of each adapted layer, in turn."""
         return [weight for layer, _, _ in self._blocks() for weight in lora_of(layer)[:2]]
 
-    def adapter_gradients(self, downs: Sequence[Tensor], ups: Sequence[Tensor]) -> list[Tensor]:
+    def adapter_gradients(self, down: Tensor, ups: Sequence[Tensor]) -> list[Tensor]:
         """Gradients for `adapter()`.
 
         Args:
-            downs: [r, in] of each adapted layer's rows of `down`.
-            ups: [out, r] of its part of `up`.
+            down: [rank, in] gradient of `down`.
+            ups: [out, r] of each adapted layer's part of `up`.
         """
         gradients = []
-        for (layer, _, _), down, up in zip(self._blocks(), downs, ups, strict=True):
+        for (layer, rank, _), up in zip(self._blocks(), ups, strict=True):
             a, b, scale = lora_of(layer)
-            gradients += [down.to(a.dtype), up.to(b.dtype) * scale]
+            gradients += [down[rank].to(a.dtype), up.to(b.dtype) * scale]
         return gradients
 
     @property

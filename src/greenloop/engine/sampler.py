@@ -64,12 +64,14 @@ def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling]
         ways: [n].
         rows: [n], none before an earlier one's.
     """
-    first = ways[0]
-    if not first.greedy and not first.truncates and all(way == first for way in ways) and native.draws_from(logits):
-        return Drawn(*native.drawn(logits, uniform, rows, first.temperature))
+    different = set(ways)
+    if len(different) == 1 and native.draws_from(logits):
+        (way,) = different
+        if not way.greedy and not way.truncates:
+            return Drawn(*native.drawn(logits, uniform, rows, way.temperature))
     numbers, sources = torch.tensor(uniform, dtype=torch.float64), torch.tensor(rows)
     tokens, logprobs = torch.empty(len(ways), dtype=torch.int64), torch.empty(len(ways))
-    for way in set(ways):
+    for way in different:
         index = torch.tensor([at for at, one in enumerate(ways) if one == way])
         needed, source = sources[index].unique(return_inverse=True)
         chosen = logits if len(needed) == len(logits) else logits[needed.to(logits.device)]

@@ -127,9 +127,7 @@ class Torch:
         if read.mask is not None:
             x = x * read.mask
         down, up = low.T @ x, gradient.to(low.dtype).T @ read.low
-        return fused.adapter_gradients(
-            [down[ranks] for ranks, _ in fused.parts], [up[outputs, ranks] for ranks, outputs in fused.parts]
-        )
+        return fused.adapter_gradients(down, [up[outputs, ranks] for ranks, outputs in fused.parts])
 
 
 class Native:
@@ -174,7 +172,7 @@ class Native:
             return []
         ups = [(read.low[:, ranks], gradient[:, outputs]) for ranks, outputs in fused.parts]
         down, *found = sums.outer([(low, x), *ups])
-        return fused.adapter_gradients([down[ranks] for ranks, _ in fused.parts], [up.T for up in found])
+        return fused.adapter_gradients(down, [up.T for up in found])
 
 
 def operations_for(decoder: Decoder, thinning: Thinning | None) -> Operations:

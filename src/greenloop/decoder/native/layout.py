@@ -20,7 +20,7 @@ TILE = 12 if _WIDE else 6
 FLAT, BESIDE = (6, 4) if _WIDE else (3, 2)
 """The same where so many blocks are taken together: the few query heads of a KV head have sums enough then."""
 ROWS, OUTPUTS = (8, 48) if _WIDE else (4, 24)
-"""The same for packed rows, and outputs of a weight's block: three vectors each."""
+"""The same for products with weights, and outputs of a weight's block: three vectors each."""
 FETCHES = 4 if _WIDE else 2
 """Lines of what is needed next that are fetched during four inputs."""
 PANEL = 3072 if _WIDE else 1024

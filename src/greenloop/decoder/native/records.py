@@ -168,12 +168,10 @@ SUM = np.dtype(
 
 OUTER = np.dtype(
     [
-        ("rows", "i8"),
-        ("thin", ROWS),
+        ("factors", FACTORS),  # thin as x, and wide^T, float32, as the weight, whose inputs are the rows of both
         ("count", "i8"),  # columns of thin
-        ("wide", ROWS),
-        ("width", "i8"),  # columns of wide
-        ("out", ROWS),  # [count, width], space for whole blocks
+        ("outputs", "i8"),  # columns of wide
+        ("out", ROWS),  # [count, outputs], space for whole blocks
     ]
 )
 """thin^T wide."""

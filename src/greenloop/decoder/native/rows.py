@@ -71,7 +71,7 @@ def judged(logits: Tensor, labels: Tensor, temperature: float, *, slope: bool) -
 
 def draws_from(logits: Tensor) -> bool:
     """Whether `drawn` can read these [B, V]."""
-    return logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.stride(-1) == 1 and available()
+    return reads(logits) and logits.stride(-1) == 1
 
 
 def drawn(

@@ -145,8 +145,8 @@ def outer(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         whole = whole_blocks(width)
         out = torch.empty(thin.shape[1], whole)
         outs.append(out[:, :width])
-        sizes = {"rows": len(thin), "count": thin.shape[1], "width": width}
-        records.append(record(OUTER, {**sizes, "thin": place(thin), "wide": place(wide), "out": place(out)}))
+        factors = {"x": place(thin), **_factors(wide.T)}
+        records.append(record(OUTER, {"factors": factors, "count": thin.shape[1], "outputs": width, "out": place(out)}))
         items += [(number, block) for block in range(whole // OUTPUTS)]
     products, shared = np.concatenate(records), np.array(items, dtype=np.int64)
     state, scratch = np.zeros(2, dtype=np.int64), torch.empty(threads, STRIP * OUTPUTS)

@@ -8,7 +8,7 @@ import numpy as np
 from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
-from greenloop.decoder.native.parts import floats, integers, meet, portions
+from greenloop.decoder.native.parts import add_tiles, floats, integers, meet, portions
 from greenloop.decoder.native.records import OUTER, OUTERS, SUM
 from greenloop.decoder.native.tile import (
     BYTES,
@@ -23,7 +23,6 @@ from greenloop.decoder.native.tile import (
     packed_tile,
     plain_tile,
     pointer,
-    tile,
     turned,
     widened,
 )
@@ -124,37 +123,28 @@ def _reduce(one: Any) -> None:
         for block in range(low.blocks):
             begin, width = reads[2 * block], reads[2 * block + 1] - reads[2 * block]
             weight = low.weight + (block * low.width + begin) * LINE
-            for row in range(first, min(first + TILES * TILE, one.rows), TILE):
-                at = x.at + (row * x.stride + begin) * BYTES
-                out = low.out.at + (row * low.out.stride + block * LANES) * BYTES
-                count = min(TILE, one.rows - row)
-                tile(count, at, x.stride, weight, LINE, width, out, low.out.stride, weight, 0, 0, 0, 0)
+            at = x.at + (first * x.stride + begin) * BYTES
+            out = low.out.at + (first * low.out.stride + block * LANES) * BYTES
+            rows = min(TILES * TILE, one.rows - first)
+            add_tiles(at, x.stride, rows, weight, 0, 1, LINE, width, out, low.out.stride, False)
 
 
 @njit
 def _add_outer(one: Any, block: int, panel: int) -> None:
     """thin^T wide for a block of the columns of wide: the rows are the inputs of this product."""
-    lanes, place = min(OUTPUTS, one.width - block * OUTPUTS), block * OUTPUTS * BYTES
-    for begin in range(0, one.rows, STRIP):
-        width = min(STRIP, one.rows - begin)
-        weight, line = one.wide.at + begin * one.wide.stride * BYTES + place, one.wide.stride * BYTES
+    factors = one.factors
+    lanes, place = min(OUTPUTS, one.outputs - block * OUTPUTS), block * OUTPUTS * BYTES
+    for begin in range(0, factors.width, STRIP):
+        width = min(STRIP, factors.width - begin)
+        weight, line = factors.weight + begin * factors.input * BYTES + place, factors.input * BYTES
         if lanes < OUTPUTS:
-            _copy_columns(weight, line, lanes, width, panel)
+            _lay_out(factors, block, lanes, begin, width, panel)
             weight, line = panel, WEIGHTS
         for column in range(0, one.count, ROWS):
-            count, x = min(ROWS, one.count - column), one.thin.at + (begin * one.thin.stride + column) * BYTES
+            count, x = min(ROWS, one.count - column), factors.x.at + (begin * factors.x.stride + column) * BYTES
             out, stride = one.out.at + column * one.out.stride * BYTES + place, one.out.stride
             start = out if begin else 0
-            packed_tile(count, x, one.thin.stride, weight, line, width, out, stride, weight, 0, start, stride, 0)
-
-
-@njit
-def _copy_columns(source: int, line: int, lanes: int, width: int, panel: int) -> None:
-    """Copy the last columns to [width, OUTPUTS], filled up with zeros."""
-    for k in range(width):
-        found, target = floats(source + k * line, lanes), floats(panel + k * WEIGHTS, OUTPUTS)
-        for lane in range(OUTPUTS):
-            target[lane] = found[lane] if lane < lanes else np.float32(0.0)
+            packed_tile(count, x, factors.x.stride, weight, line, width, out, stride, weight, 0, start, stride, 0)
 
 
 @cfunc("void(voidptr)", cache=True)
