@@ -9,6 +9,12 @@ from hypothesis import strategies as st
 from greenloop.engine.request import Sampling
 from greenloop.engine.sampler import draw, draw_each, inverse_cdf, truncate, uniforms
 
+WAYS = (
+    [Sampling(temperature=0.7)] * 300,
+    [Sampling(temperature=(0.7, 0.0, 1.0, 1.0)[number // 3 % 4]) for number in range(300)],
+    [Sampling(temperature=0.0)] * 300,
+)
+
 
 def test_inverse_cdf_is_the_cumulative_sum_rule():
     generator = torch.Generator().manual_seed(0)
@@ -20,30 +26,37 @@ def test_inverse_cdf_is_the_cumulative_sum_rule():
     assert inverse_cdf(weights, uniform, torch.arange(64)).tolist() == expected.tolist()
 
 
-def test_a_processor_draws_what_torch_draws(monkeypatch):
+@pytest.mark.parametrize("ways", WAYS, ids=["sampled", "sampled and greedy", "greedy"])
+def test_a_processor_draws_what_torch_draws(ways: list[Sampling], monkeypatch: pytest.MonkeyPatch):
     """By native code, which adds the weights in another order: nearer than 1e-6 to an edge either may be right."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 1000, generator=generator) * 3
     logits[1, 200:900] = logits[2, 950:] = -torch.inf
-    numbers = [0.0, *torch.rand(300, generator=generator, dtype=torch.float64).tolist(), 1 - 2**-53]
-    source, way = [number % 3 for number in range(len(numbers))], Sampling(temperature=0.7)
+    # The first of two that are likeliest, in different bins.
+    logits[0, [119, 120, 600]] = torch.tensor([14.8, 15.0, 15.0])
+    numbers = [0.0, *torch.rand(298, generator=generator, dtype=torch.float64).tolist(), 1 - 2**-53]
+    source = [number % 3 for number in range(len(numbers))]
     order = sorted(range(len(numbers)), key=lambda number: source[number])
-    given_rows, uniform = [source[number] for number in order], [numbers[number] for number in order]
+    given_rows, uniform, ways = ([values[number] for number in order] for values in (source, numbers, ways))
     untouched = logits.clone()
-    found = draw_each(logits, uniform, [way] * len(uniform), given_rows)
+    found = draw_each(logits, uniform, ways, given_rows)
     assert torch.equal(logits, untouched)
     monkeypatch.setattr("greenloop.engine.sampler.native.draws_from", lambda logits: False)
-    expected = draw_each(logits, uniform, [way] * len(uniform), given_rows)
+    expected = draw_each(logits, uniform, ways, given_rows)
     assert (found.tokens == expected.tokens).float().mean() > 0.99
     same = found.tokens == expected.tokens
     torch.testing.assert_close(found.logprobs[same], expected.logprobs[same], atol=1e-5, rtol=0)
-    weights = (logits.double() / 0.7).softmax(dim=1).cumsum(dim=1)
-    rows = torch.tensor(given_rows)
-    above = weights[rows, found.tokens]
-    below = torch.where(found.tokens > 0, weights[rows, (found.tokens - 1).clamp_min(0)], 0.0)
-    target = torch.tensor(uniform, dtype=torch.float64)
-    assert ((below - 1e-6 <= target) & (target <= above + 1e-6)).all()
-    assert (logits[rows, found.tokens] > -torch.inf).all()
+    assert (logits[given_rows, found.tokens] > -torch.inf).all()
+    for way in set(ways):
+        mine = torch.tensor([at for at, one in enumerate(ways) if one == way])
+        tokens, rows = found.tokens[mine], torch.tensor(given_rows)[mine]
+        if way.greedy:
+            assert torch.equal(tokens, expected.tokens[mine])
+            continue
+        weights = (logits.double() / way.temperature).softmax(dim=1).cumsum(dim=1)
+        above, below = weights[rows, tokens], torch.where(tokens > 0, weights[rows, (tokens - 1).clamp_min(0)], 0.0)
+        target = torch.tensor(uniform, dtype=torch.float64)[mine]
+        assert ((below - 1e-6 <= target) & (target <= above + 1e-6)).all()
 
 
 @settings(deadline=None, max_examples=60)

@@ -65,10 +65,8 @@ def draw_each(logits: Tensor, uniform: Sequence[float], ways: Sequence[Sampling]
         rows: [n], none before an earlier one's.
     """
     different = set(ways)
-    if len(different) == 1 and native.draws_from(logits):
-        (way,) = different
-        if not way.greedy and not way.truncates:
-            return Drawn(*native.drawn(logits, uniform, rows, way.temperature))
+    if native.draws_from(logits) and all(way.greedy or not way.truncates for way in different):
+        return Drawn(*native.drawn(logits, uniform, rows, [way.temperature for way in ways]))
     numbers, sources = torch.tensor(uniform, dtype=torch.float64), torch.tensor(rows)
     tokens, logprobs = torch.empty(len(ways), dtype=torch.int64), torch.empty(len(ways))
     for way in different:

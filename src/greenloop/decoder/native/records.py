@@ -214,12 +214,12 @@ DRAW = np.dtype(
         ("rows", "i8"),
         ("width", "i8"),
         ("x", ROWS),  # logits
-        ("temperature", "f8"),
         ("begins", "i8"),  # int64 [rows + 1]: the first draw from each row
         ("uniform", "i8"),  # float64 [draws]
+        ("temperatures", "i8"),  # float64 [draws]; 0 for the likeliest token
         ("tokens", "i8"),  # int64 [draws]
         ("logprobs", "i8"),  # [draws]
-        ("scratch", "i8"),  # of every thread: [width] and, float64, [blocks]
+        ("scratch", "i8"),  # of every thread: [width] and, float64, [bins]
         ("scratch_size", "i8"),  # values
         ("entered", "i8"),  # int64 0: threads that have entered
         ("taken", "i8"),  # int64 0: what is taken

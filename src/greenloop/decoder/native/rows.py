@@ -75,22 +75,23 @@ def draws_from(logits: Tensor) -> bool:
 
 
 def drawn(
-    logits: Tensor, uniform: Sequence[float], sources: Sequence[int], temperature: float
+    logits: Tensor, uniform: Sequence[float], sources: Sequence[int], temperatures: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """Tokens [n] int64 drawn from softmax(logits / temperature), and their log-probs [n].
 
     Inverse-CDF sampling: a token's weights and those before it hold `uniform` of the sum; none of weight 0 is drawn.
+    At temperature 0 it is the likeliest token, the first of several, with its log-prob at temperature 1.
 
     Args:
         logits: [B, V].
         uniform: [n] in [0, 1).
         sources: [n] the row of each, none before an earlier one's.
-        temperature: of the softmax.
+        temperatures: [n] of the softmax.
     """
     rows, width = logits.shape
     threads, count = torch.get_num_threads(), len(sources)
     tokens, logprobs = torch.empty(count, dtype=torch.int64), torch.empty(count)
-    numbers = np.array(uniform, dtype=np.float64)
+    numbers, heats = np.array(uniform, dtype=np.float64), np.array(temperatures, dtype=np.float64)
     begins = np.searchsorted(np.array(sources), np.arange(rows + 1))
     # The weights, then as many float64 as there are bins.
     size = -(-width // 2) * 2 + 2 * -(-width // BIN)
@@ -101,9 +102,9 @@ def drawn(
             "rows": rows,
             "width": width,
             "x": place(logits),
-            "temperature": temperature,
             "begins": begins.ctypes.data,
             "uniform": numbers.ctypes.data,
+            "temperatures": heats.ctypes.data,
             "tokens": tokens.data_ptr(),
             "logprobs": logprobs.data_ptr(),
             "scratch": scratch.data_ptr(),

@@ -153,26 +153,55 @@ def _pick(weights: Any, target: float) -> int:
 
 
 @njit
+def _weigh_bins(x: Any, highest: Any, colder: Any, weights: Any, edges: Any) -> float:
+    """Put each token's weight, and each bin's sum with those before it; the last of these."""
+    total = 0.0
+    for place in range(edges.size):
+        part = slice(place * BIN, min((place + 1) * BIN, x.size))
+        total += _weigh(x[part], highest, colder, weights[part])
+        edges[place] = total
+    return total
+
+
+@njit
+def _likeliest(x: Any, highest: Any) -> int:
+    """The first index of the largest value; 0 where there is none."""
+    for begin in range(0, x.size, BIN):
+        part = x[begin : min(begin + BIN, x.size)]
+        if highest_of(part, part[0]) >= highest:
+            for i in range(part.size):
+                if part[i] >= highest:
+                    return begin + i
+    return 0
+
+
+@njit
 def _draw(one: Any, number: int, scratch: int) -> None:
     """The draws from one row: a bin by the bins' sums, then a token in it."""
     bins = (one.width + BIN - 1) // BIN
     x, weights = _row(one.x, number, one.width), floats(scratch, one.width)
     edges = carray(pointer(scratch + (one.scratch_size - 2 * bins) * BYTES), bins, np.float64)
-    colder = np.float32(1.0 / one.temperature)
-    highest, total = highest_of(x, x[0]) * colder, 0.0
-    for place in range(bins):
-        part = slice(place * BIN, min((place + 1) * BIN, one.width))
-        total += _weigh(x[part], highest, colder, weights[part])
-        edges[place] = total
+    highest, total, weighed = highest_of(x, x[0]), 0.0, -1.0
     begins = integers(one.begins, one.rows + 1)
     count = begins[one.rows]
-    uniform = carray(pointer(one.uniform), count, np.float64)
+    uniform, temperatures = (
+        carray(pointer(one.uniform), count, np.float64),
+        carray(pointer(one.temperatures), count, np.float64),
+    )
     tokens, logprobs = integers(one.tokens, count), floats(one.logprobs, count)
     for draw in range(begins[number], begins[number + 1]):
-        target = uniform[draw] * total
-        place = _first_above(edges, target)
-        before = edges[place - 1] if place else 0.0
-        token = place * BIN + _pick(weights[place * BIN : min((place + 1) * BIN, one.width)], target - before)
+        greedy = temperatures[draw] == 0
+        temperature = 1.0 if greedy else temperatures[draw]
+        if temperature != weighed:
+            colder, weighed = np.float32(1.0 / temperature), temperature
+            total = _weigh_bins(x, highest * colder, colder, weights, edges)
+        if greedy:
+            token = _likeliest(x, highest)
+        else:
+            target = uniform[draw] * total
+            place = _first_above(edges, target)
+            before = edges[place - 1] if place else 0.0
+            token = place * BIN + _pick(weights[place * BIN : min((place + 1) * BIN, one.width)], target - before)
         tokens[draw] = token
         logprobs[draw] = math.log(weights[token]) - math.log(total)
 
