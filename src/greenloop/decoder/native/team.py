@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from greenloop.places import cache_dir
 
 _PACKAGE = "greenloop.decoder.native"
 _MODULES = ("code", "sums_code", "rows_code", "attention_code")
+"""In the order in which they are loaded; the first takes as long to compile as the others together."""
 
 
 class _Switch:
@@ -74,8 +75,13 @@ def trust() -> None:
 
 
 def _mark(what: str = "right") -> Path:
-    """Stands beside code that is made or was found right."""
+    """Stands beside code that was found right, or beside the code of the module that it names."""
     return _kept_code() / what
+
+
+def _is_made() -> bool:
+    """Whether all modules are compiled."""
+    return all(_mark(module).is_file() for module in _MODULES)
 
 
 @functools.cache
@@ -83,11 +89,11 @@ def compiled(module: str = "code") -> Any:
     """The module `code` or one of its kind, compiled for this processor by an earlier process.
 
     Functions that several modules share are those of the module that comes first, and in a process that compiles they
-    are others, which round otherwise. So code is made in a process of its own and loaded in one order by all.
+    are others, which round otherwise. So code is made in processes of its own and loaded in one order by all.
     """
     import numba
 
-    if not _mark("made").is_file():
+    if not _is_made():
         _make()
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(_kept_code())
     try:
@@ -99,24 +105,32 @@ def compiled(module: str = "code") -> Any:
 
 def begin() -> None:
     """Compile in the background what `compiled` would have to wait for."""
-    if available() and not _mark("made").is_file():
+    if available() and not _is_made():
         with contextlib.suppress(OSError):
-            _maker()
+            _makers()
 
 
 @functools.cache
-def _maker() -> subprocess.Popen[str]:
-    """The process that compiles; it ends with this one.
+def _makers() -> list[subprocess.Popen[str]]:
+    """The processes that compile, beside each other; they end with this one.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: one cannot be started.
     """
-    # It leaves the mark itself: a model that runs no native code does not wait for it, and should not begin it again.
-    imports = "; ".join(f"import {_PACKAGE}.{one}" for one in _MODULES)
-    program = f"{imports}; import pathlib, sys; pathlib.Path(sys.argv[1]).touch()"
+    return [_maker(modules) for modules in (_MODULES[:1], _MODULES[1:])]
+
+
+def _maker(modules: Sequence[str]) -> subprocess.Popen[str]:
+    # It leaves the marks itself: a model that runs no native code does not wait for it, and should not begin it again.
+    program = (
+        "import importlib, pathlib, sys\n"
+        "for name in sys.argv[3:]:\n"
+        "    importlib.import_module(f'{sys.argv[1]}.{name}')\n"
+        "    pathlib.Path(sys.argv[2], name).touch()"
+    )
     places = {"NUMBA_CACHE_DIR": str(_kept_code()), "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     maker = subprocess.Popen(
-        [sys.executable, "-P", "-c", program, str(_mark("made"))],
+        [sys.executable, "-P", "-c", program, _PACKAGE, str(_kept_code()), *modules],
         env=os.environ | places,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -129,20 +143,24 @@ def _maker() -> subprocess.Popen[str]:
 
 
 def _make() -> None:
-    """Compile in another process. Where that fails this one compiles what it needs, all the same, and says so."""
+    """Compile in other processes. Where that fails this one compiles what it needs, all the same, and says so."""
     try:
-        maker = _maker()
-        complaint = maker.communicate()[1].strip().splitlines()
-        failure = (complaint or [f"exit status {maker.returncode}"])[-1] if maker.returncode else None
+        failures = [failure for maker in _makers() if (failure := _failure(maker))]
     except OSError as error:
-        failure = str(error)
-    if failure is not None:
+        failures = [str(error)]
+    if failures:
         warnings.warn(
-            f"native code could not be compiled in a process of its own ({failure}); this process compiles it, and "
+            f"native code could not be compiled in a process of its own ({failures[0]}); this process compiles it, and "
             "its numbers may differ in their last bits from those of one that finds it compiled",
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _failure(maker: subprocess.Popen[str]) -> str | None:
+    """What a process that compiles complained of last, when it has ended; None if it did not fail."""
+    complaint = maker.communicate()[1].strip().splitlines()
+    return (complaint or [f"exit status {maker.returncode}"])[-1] if maker.returncode else None
 
 
 @functools.cache
