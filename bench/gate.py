@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.side import ROOT, SideProcess
+from greenloop.places import cache_dir
 
 LIMIT = 1.2
 ROUNDS = 9
@@ -34,21 +36,30 @@ def side_of(source: Path, **environment: str) -> SideProcess:
     return side
 
 
-def baseline_source(folder: Path) -> Path | None:
-    """The baseline's `src`, unpacked into the folder; None if the history lacks it."""
+def baseline_source() -> Path | None:
+    """The baseline's `src`, kept so that its native code is compiled once; None if the history lacks it."""
     commit = (ROOT / "bench" / "BASELINE").read_text(encoding="utf-8").split()[0]
+    kept = cache_dir() / "gate" / commit
+    if kept.is_dir():
+        return kept / "src"
     archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         print(f"gate skipped: the history lacks {commit} (a shallow clone?): {archive.stderr.decode().strip()}")
         return None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=kept.parent)
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
-    return folder / "src"
+    # Whole or not at all: an interrupted run leaves a folder of another name.
+    Path(folder).rename(kept)
+    return kept / "src"
 
 
 def ratios(old: Path, **environment: str) -> dict[str, float]:
     """Median over the rounds of new / old, by stage; one round warms up. The environment is the new side's."""
-    sides = [side_of(old), side_of(ROOT / "src", **environment)]
+    with ThreadPoolExecutor() as pool:
+        starting = [pool.submit(side_of, old), pool.submit(side_of, ROOT / "src", **environment)]
+    sides = [side.result() for side in starting]
     try:
         orders = [sides if number % 2 else sides[::-1] for number in range(ROUNDS + 1)]
         rounds = [[side.step()["seconds"] for side in order] for order in orders]
@@ -72,14 +83,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planted", action="store_true", help="slow this version down by 30 %%, to see the gate fail")
     environment = {"GREENLOOP_GATE_SLOWDOWN": "1.3"} if parser.parse_args().planted else {}
-    with tempfile.TemporaryDirectory() as folder:
-        old = baseline_source(Path(folder))
-        if old is None:
-            return 0
-        slow = slow_stages(old, **environment)
-        if slow:
-            print("once more: one measurement may have been disturbed")
-            slow &= slow_stages(old, **environment)
+    old = baseline_source()
+    if old is None:
+        return 0
+    slow = slow_stages(old, **environment)
+    if slow:
+        print("once more: one measurement may have been disturbed")
+        slow &= slow_stages(old, **environment)
     return int(bool(slow))
 
 
