@@ -219,6 +219,28 @@ def test_prompts_beyond_one_forward_are_computed_in_several(tiny_model, monkeypa
     assert lengths[:3] == [5 + 17, 9, 30]
 
 
+def test_prompts_wait_for_others_to_be_computed_with(tiny_model, monkeypatch):
+    """They end at different times, and none is computed alone; nor does any wait for others that do not come."""
+    stopper = Stopper(ByteText(), ENDS)
+    engine = Engine(Decoder(tiny_model), stopper, rows=16)
+    kind = NativeSteps if engine.decoder.native else FreeSteps
+    counts: list[int] = []
+    prefill = kind.prefill
+
+    def counted(self, first_slot, prompts):
+        counts.append(len(prompts))
+        return prefill(self, first_slot, prompts)
+
+    monkeypatch.setattr(kind, "prefill", counted)
+    wanted = [Request(token_ids=(number, *PROMPTS[0]), samples=1, seed=number) for number in range(61)]
+    found = completions(engine, wanted)
+    assert counts[0] == 16
+    assert min(counts[:-1]) >= 4
+    assert sum(counts) == 61
+    alone = completions(Engine(Decoder(tiny_model), stopper, rows=1), wanted[-3:])
+    assert [tokens(found)[58 + index, 0] for index in range(3)] == [tokens(alone)[index, 0] for index in range(3)]
+
+
 def test_what_prompts_begin_with_in_common_is_computed_once(tiny_model, monkeypatch):
     stopper = Stopper(ByteText(), ENDS)
     shot = PROMPTS[3]

@@ -35,6 +35,9 @@ ENOUGH_ROWS, CUDA_ENOUGH_ROWS = 32, 256
 """Rows from which on a token costs about as little with more of them."""
 _MANY = 0.75
 """Of the rows that the shorter half of the prompts would have."""
+_TOGETHER, _PORTION = 8, 0.25
+"""Rows that must be free before others take their place, and the share of all rows that this is at most: prompts
+computed together take less time."""
 
 
 @dataclass(slots=True)
@@ -246,9 +249,10 @@ class _Batch:
 
     def _admit(self) -> Iterator[Completion]:
         """Fill what is free with waiting samples; their first token comes from the prompt's logits."""
-        while self.waiting and (free := self.capacity - sum(len(row.samples) for row in self.active)):
+        while free := min(self.capacity - sum(len(row.samples) for row in self.active), len(self.waiting)):
+            if self.active and free < min(_TOGETHER, _PORTION * self.capacity, len(self.waiting)):
+                break
             before = len(self.active)
-            free = min(free, len(self.waiting))
             admitted = [self.waiting.popleft() for _ in range(free)]
             slots = self._slots_of([self.requests[group].token_ids for group, _ in admitted])
             for (group, sample), slot in zip(admitted, slots, strict=True):
