@@ -39,20 +39,20 @@ def side_of(source: Path, **environment: str) -> SideProcess:
 def baseline_source() -> Path | None:
     """The baseline's `src`, kept so that its native code is compiled once; None if the history lacks it."""
     commit = (ROOT / "bench" / "BASELINE").read_text(encoding="utf-8").split()[0]
-    kept = cache_dir() / "gate" / commit
+    kept = cache_dir() / "gate" / commit / "src"
     if kept.is_dir():
-        return kept / "src"
+        return kept
     archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=False)
     if archive.returncode:
         print(f"gate skipped: the history lacks {commit} (a shallow clone?): {archive.stderr.decode().strip()}")
         return None
     kept.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(dir=kept.parent)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-        tar.extractall(folder, filter="data")
-    # Whole or not at all: an interrupted run leaves a folder of another name.
-    Path(folder).rename(kept)
-    return kept / "src"
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+            tar.extractall(folder, filter="data")
+        # Whole or not at all.
+        (Path(folder) / "src").rename(kept)
+    return kept
 
 
 def ratios(old: Path, **environment: str) -> dict[str, float]:
