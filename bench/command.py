@@ -27,6 +27,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tasks", default="mbpp:train")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--matmul-precision", choices=("highest", "high"), default="highest")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     return parser
@@ -46,7 +47,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def work_of(options: argparse.Namespace, **sizes: Any) -> Work:
     """The options' model and tasks at these sizes, with the places of this machine."""
-    chosen = {name: getattr(options, name) for name in ("model", "tasks", "dtype", "device")}
+    chosen = {name: getattr(options, name) for name in ("model", "tasks", "dtype", "matmul_precision", "device")}
     return Work(**chosen, **sizes, cache_dir=str(cache_dir()), data_dir=str(data_dir() or ""))
 
 

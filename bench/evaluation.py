@@ -121,7 +121,7 @@ def main() -> None:
     tasks = load_tasks(options.tasks, data_dir=data_dir())
     if options.limit:
         tasks = replace(tasks, tasks=tasks.tasks[: options.limit])
-    prepare_process()
+    prepare_process(options.matmul_precision)
     source = resolve(options.model, cache_dir=cache_dir())
     bare = source.gguf is not None and source.adapter is None
     if options.llama_rows and not (bare and find_spec("llama_cpp")):

@@ -40,6 +40,7 @@ class Work:
     model: str = "smollm2-135m"
     tasks: str = "mbpp:train"
     dtype: str = "auto"
+    matmul_precision: str = "highest"
     device: str = "auto"
     learning_rate: float = 1e-4
     rank: int = 16
@@ -76,7 +77,7 @@ class Work:
 
 def build(work: Work) -> tuple[Any, Any, list[Prompt]]:
     """The model with its adapter (B not zero), its tokenizer, and every prompt in order."""
-    prepare_process()
+    prepare_process(work.matmul_precision)
     loaded = load_model(resolve(work.model, cache_dir=Path(work.cache_dir)), dtype=work.dtype, device=work.device)
     model = adapt(loaded.model, LoraSection(rank=work.rank, alpha=2 * work.rank), 0, work.model)
     draws = torch.Generator().manual_seed(0)

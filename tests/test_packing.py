@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from conftest import tiny_llama, with_adapter
+from greenloop.decoder import FusedLinear
 from greenloop.learn.logprob import score
 from greenloop.learn.packing import Pack, pack, pack_group
 from greenloop.learn.policy import Policy, adapt
@@ -146,7 +147,9 @@ def test_a_confident_tokens_slope_keeps_its_digits_in_bfloat16():
     slopes = []
     for dtype in (torch.float32, torch.bfloat16):
         leaf = hidden.clone().to(dtype).requires_grad_()
-        scored = score(leaf, head.to(dtype), labels, 1.0)
+        linear = torch.nn.Linear(32, 50, bias=False).requires_grad_(False)
+        linear.weight.data = head.to(dtype)
+        scored = score(leaf, FusedLinear([linear]), labels, 1.0)
         assert scored.logprobs.exp().min() > 0.9
         scored.logprobs.sum().backward()
         slopes.append(leaf.grad.float())

@@ -31,6 +31,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 
 Settings = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key.")]  # noqa: UP045
+MatmulPrecision = Annotated[str, typer.Option(help="highest, or high: faster and less exact, where it can be.")]
 SandboxLevel = Annotated[str, typer.Option("--sandbox", help="auto, or rlimits-only (no locks).")]
 AllowUnsandboxed = Annotated[bool, typer.Option("--allow-unsandboxed", help="Needed for rlimits-only.")]
 ModelSpec = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder, .gguf, run or adapter folder, alias.")]
@@ -99,6 +100,7 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are truncated.")] = 256,
     seed: Annotated[int, typer.Option(help="Root of the draws.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    matmul_precision: MatmulPrecision = "highest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     rows: Annotated[int, typer.Option(min=0, help="Answers decoded at a time; 0 takes what fits.")] = 0,
     out: Annotated[Optional[Path], typer.Option(help="New folder; default runs/eval-MODEL-TASKS, numbered.")] = None,  # noqa: UP045
@@ -126,7 +128,8 @@ def evaluate(
     console = Console()
     path = evaluate_model(
         model, tasks, settings, out or _unused(Path("runs") / name), ConsoleReporter(console),
-        cache_dir=cache_dir(), data_dir=data_dir(), seed=seed, limit=limit, dtype=dtype, device=device, rows=rows,
+        cache_dir=cache_dir(), data_dir=data_dir(), seed=seed, limit=limit, dtype=dtype,
+        matmul_precision=matmul_precision, device=device, rows=rows,
         unsandboxed=_unsandboxed(sandbox, allow_unsandboxed),
     )  # fmt: skip
     console.print(f"results  {path}", highlight=False, soft_wrap=True)
@@ -188,6 +191,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are truncated.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    matmul_precision: MatmulPrecision = "highest",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Ask a model for a program; prints its answer."""
@@ -202,6 +206,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         seed=seed,
         dtype=dtype,
+        matmul_precision=matmul_precision,
         device=device,
     )
     typer.echo(text)

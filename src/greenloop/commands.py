@@ -37,6 +37,7 @@ def evaluate_model(
     seed: int,
     limit: int = 0,
     dtype: str = "auto",
+    matmul_precision: str = "highest",
     device: str = "auto",
     rows: int = 0,
     unsandboxed: bool = False,
@@ -56,7 +57,7 @@ def evaluate_model(
     source = resolve(spec, cache_dir=cache_dir)
     check(source, chat_template=get_protocol(settings.protocol).needs_chat_template)
     shots = load_shots(settings.protocol, data_dir=data_dir)
-    tuning.prepare_process()
+    tuning.prepare_process(matmul_precision)
     with SandboxVerifier(unsandboxed=unsandboxed) as verifier:
         reporter.say(verifier.notice)
         loaded = load_and_try(source, reporter.say, dtype=dtype, device=device)
@@ -84,6 +85,7 @@ def answer(
     max_new_tokens: int,
     seed: int,
     dtype: str = "auto",
+    matmul_precision: str = "highest",
     device: str = "auto",
 ) -> str:
     """The model's answer to a task in words, under the `train` protocol; `say` takes what else the user should know.
@@ -95,7 +97,7 @@ def answer(
         raise ConfigError('generate: the task is empty; say what the program should do, e.g. "reverse a string"')
     source = resolve(spec, cache_dir=cache_dir)
     check(source, chat_template=True)
-    tuning.prepare_process()
+    tuning.prepare_process(matmul_precision)
     loaded = load_and_try(source, say, dtype=dtype, device=device)
     tokenizer: Any = loaded.tokenizer
     task = Task(task_id="request", statement=request, entry_point="", tests=())

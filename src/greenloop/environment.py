@@ -6,6 +6,8 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from greenloop import __version__, tuning
 from greenloop.models.load import LoadedModel
 from greenloop.types import TaskSet
@@ -34,6 +36,7 @@ def machine(loaded: LoadedModel) -> dict[str, Any]:
         "cores": tuning.cores(),
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "matmul_precision": torch.get_float32_matmul_precision(),
     }
 
 

@@ -8,7 +8,8 @@ activations that it leaves, and those of a forward of their own. Where that is w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from greenloop.decoder import supported
-from greenloop.decoder.native import Product, blocks_of, team
+from greenloop.decoder.native import Product, blocks_of, rounds, team
 from greenloop.decoder.native.layout import PANEL
 from greenloop.decoder.native.narrow import nearest
 from greenloop.engine.generate import Engine
@@ -32,6 +33,8 @@ from greenloop.tuning import cpu_name
 
 TOLERANCE = 1e-3
 """Nats a token, and of a gradient its share; rounding makes 1e-5."""
+_COARSER = 30
+"""Times as much may come of products of rounded values."""
 
 _SAMPLES, _WARM = 7, Sampling(temperature=1.0, max_new_tokens=40)
 _ENDS = frozenset(range(0, 304, 16))
@@ -77,6 +80,28 @@ def try_native_code(model: Any, say: Callable[[str], None]) -> None:
 
 def disagreement() -> float:
     """The largest difference between native code and PyTorch's operations, as `TOLERANCE` counts; NaN is infinite."""
+    found = [_half_product()]
+    with matmul_precision("highest"):
+        found.append(_disagreement())
+    with matmul_precision("high"):
+        if rounds():
+            found.append(_disagreement() / _COARSER)
+    return max(math.inf if math.isnan(one) else one for one in found)
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Products of float32 values of this precision meanwhile."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _disagreement() -> float:
+    """Of a decoder as it is made now."""
     model = random_model()
     policy = Policy(model, _WARM.temperature)
     policy.remember(2**26)
@@ -89,9 +114,9 @@ def disagreement() -> float:
     # Forgets what the sampler has left.
     policy.refresh()
     computed = slopes(policy, packs)
-    with team.without_native_code():
+    with team.without_native_code(), matmul_precision("highest"):
         exact = slopes(Policy(model, _WARM.temperature), packs)
-    differences = [_apart(drawn, exact[0]), _half_product()]
+    differences = [_apart(drawn, exact[0])]
     for logprobs, gradients in (replayed, computed):
         differences.append(_apart(logprobs, exact[0]))
         pairs = zip(gradients, exact[1], strict=True)
@@ -174,7 +199,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def _half_product() -> float:
-    """The same of a product with bfloat16 weights, which nothing above has."""
+    """The same of a product with bfloat16 weights, which no decoder here has."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(50, 40, generator=generator).bfloat16()
     x = torch.randn(13, 40, generator=generator)

@@ -100,7 +100,7 @@ def train(
         check_resumable(folder, recipe, about_inputs(tasks, held_out, source.weights_sha256))
     else:
         folder.create()
-    tuning.prepare_process()
+    tuning.prepare_process(recipe.matmul_precision)
     limits = Limits(cpu_s=recipe.sandbox.cpu_s, wall_s=recipe.sandbox.wall_s, memory_mib=recipe.sandbox.memory_mib)
     unsandboxed = recipe.sandbox.allow_unsandboxed
     with judge(limits, recipe.sandbox.workers or None, unsandboxed=unsandboxed) as verifier:

@@ -10,19 +10,31 @@ from pathlib import Path
 
 import torch
 
+from greenloop.errors import ConfigError
+
+PRECISIONS = ("highest", "high")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NEVER = -1
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
 
 
-def prepare_process() -> None:
+def prepare_process(matmul_precision: str = "highest") -> None:
     """Use every core, and let glibc keep freed memory, in large pages.
 
     glibc gives large tensors back to the kernel when they are freed and takes them again at the next step: a third of a
     training step's CPU time was the kernel's. With no mmap threshold and no trimming the memory is reused. So all of it
     comes from one range of addresses, for which the kernel is asked for pages of 2 MiB: where every page has 4 KiB, a
     processor looks up pages all the time that it reads weights.
+
+    Args:
+        matmul_precision: of products of float32 values, for `torch.set_float32_matmul_precision`.
+
+    Raises:
+        ConfigError: not highest or high.
     """
+    if matmul_precision not in PRECISIONS:
+        raise ConfigError(f"matmul_precision: expected highest or high (got {matmul_precision!r}).")
+    torch.set_float32_matmul_precision(matmul_precision)
     torch.set_num_threads(cores())
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

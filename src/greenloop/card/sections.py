@@ -209,6 +209,8 @@ def _hardware(environment: Record) -> str:
     cores = f", {environment['cores']} cores" if environment.get("cores") else ""
     parts = [f"{environment.get('cpu', 'unknown CPU')}{cores}"]
     parts += [f"{key} {environment[key]}" for key in ("device", "dtype") if environment.get(key)]
+    if environment.get("matmul_precision") == "high":
+        parts.append("matmul_precision high")
     return ", ".join(parts)
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packed
-from greenloop.decoder.native import Narrow, Product, blocks_of, lays_out, narrow_of, sums
+from greenloop.decoder.native import Narrow, Product, Rounded, blocks_of, lays_out, narrow_of, sums
 
 
 class FusedLinear:
@@ -39,6 +39,11 @@ class FusedLinear:
         self._packed: Callable[[Tensor], Tensor] | None = None
         self.blocks: Tensor | None = None
         """[blocks, in + rank, OUTPUTS]: `weight` as native code reads it, if it is laid out so."""
+        self.up_blocks: Tensor | None = None
+        """[blocks, rank, OUTPUTS]: every B as native code reads it beside a rounded base, if it is laid out so."""
+        self.rounds = False
+        """Whether native code multiplies with the base in rounded form (`native.Rounded`)."""
+        self._rounded: dict[bool, Rounded | None] = {}
         self._paths: dict[bool, sums.LowRank] = {}
         row = 0
         for base, width in zip(bases, self.widths, strict=True):
@@ -65,6 +70,9 @@ class FusedLinear:
             native: `native.Step` will read the weight.
         """
         self.unpack()
+        if self.rounded() is not None:
+            self.up_blocks = blocks_of(self.up) if native else None
+            return
         whole = self.weight.dtype == torch.float32
         if lays_out(self.weight) and (native or whole):
             self.blocks = blocks_of(self.weight)
@@ -75,10 +83,12 @@ class FusedLinear:
 
     def unpack(self) -> None:
         """Give up what `pack` made: a second copy of the weight."""
-        self._packed = self.blocks = None
+        self._packed = self.blocks = self.up_blocks = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N, in] to [N, sum of the layers' outputs]."""
+        if self.rounded() is not None:
+            return self.summed(x)[0]
         joined = self.joined(x)
         if self._packed is None:
             return self.product(joined)
@@ -104,8 +114,21 @@ class FusedLinear:
 
     @cached_property
     def narrow(self) -> Narrow | None:
-        """`base` in few bits, if it is such; it does not change."""
-        return narrow_of(self.base)
+        """`base` in few bits, if it is such and not rounded; it does not change."""
+        return narrow_of(self.base) if self.rounded() is None else None
+
+    def rounded(self, *, back: bool = False) -> Rounded | None:
+        """`base`, or its transpose for the way back, in rounded form, if it is to be and can be; it does not change."""
+        if not self.rounds:
+            return None
+        if back not in self._rounded:
+            self._rounded[back] = Rounded.of(self.base.T if back else self.base)
+        return self._rounded[back]
+
+    def factor(self, *, back: bool = False) -> Tensor | Rounded:
+        """`base`, or its transpose for the way back, as `sums` multiplies with it."""
+        whole = self.base.T if back else self.base
+        return self.rounded(back=back) or whole
 
     @property
     def base(self) -> Tensor:
@@ -120,18 +143,18 @@ class FusedLinear:
         return up
 
     def summed(self, x: Tensor, plus: Tensor | None = None, *, adapted: bool = True) -> tuple[Tensor, Tensor | None]:
-        """The outputs [N, out] added to `plus`, and x A^T [N, rank], by native code from the weight as it stands.
+        """The outputs [N, out] added to `plus`, and x A^T [N, rank], by native code.
 
         Args:
             x: [N, in].
             plus: [N, out].
             adapted: with the adapters; without them there is no x A^T.
         """
-        low = None
+        low, base = None, self.factor()
         if adapted and self.rank:
-            out, low = sums.project(x, self.base, self.path(), plus)
+            out, low = sums.project(x, base, self.path(), plus)
         else:
-            out = sums.multiply(x, self.base, plus)
+            out = sums.multiply(x, base, plus)
         return out if self.bias is None else out.add_(self.bias), low
 
     def path(self, *, back: bool = False) -> sums.LowRank:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packs
 from greenloop.decoder.linear import FusedLinear, is_plain
-from greenloop.decoder.native import Product, fits, rows
+from greenloop.decoder.native import Product, fits, reads, rounds, rows
 from greenloop.decoder.native.attention import Heads, Segments, attend
 from greenloop.decoder.traces import Traces
 
@@ -97,6 +97,10 @@ class Decoder:
         self.lm_head = FusedLinear([causal.lm_head])
         self.native = fits(self)
         """Whether a decode step may run as native code (`native.Step`)."""
+        self.rounds = reads(self.head) and rounds()
+        """Whether native code multiplies with rounded weights (`native.rounds` when this was made)."""
+        for fused in self._fused():
+            fused.rounds = self.rounds
         self._packed: tuple[bool, int] | None = None
         self.traces: Traces | None = None
         """What rollouts leave for updates, if somebody wants it."""

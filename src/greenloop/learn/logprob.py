@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from greenloop.decoder import FusedLinear
 from greenloop.decoder.native import lays_out, reads, rows, sums
 
 _CHUNK, _NATIVE_CHUNK = 256, 512
@@ -37,12 +38,12 @@ class Scored:
         return [Scored(logprobs, entropy) for logprobs, entropy in pieces]
 
 
-def score(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> Scored:
+def score(hidden: Tensor, head: FusedLinear, labels: Tensor, temperature: float) -> Scored:
     """Full-vocabulary log-softmax of logits / temperature at the labels, in float32.
 
     Args:
         hidden: [M, d] after the final norm.
-        head: [V, d] output weights, frozen.
+        head: [V, d] output weights, frozen and without adapter.
         labels: [M] int64.
         temperature: of the sampling.
     """
@@ -52,12 +53,14 @@ def score(hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> S
 
 class _ChunkedLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: FusedLinear, labels: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         count = labels.shape[0]
         logprobs = torch.empty(count, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        judge, chunk = (_judged_natively, _NATIVE_CHUNK) if lays_out(head) else (_judged, _CHUNK)
+        judge, chunk = (_judged_natively, _NATIVE_CHUNK) if lays_out(head.weight) else (_judged, _CHUNK)
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))
             into = None if slope is None else slope[part]
@@ -73,27 +76,28 @@ class _ChunkedLogProb(torch.autograd.Function):
 
 
 def _judged(
-    hidden: Tensor, head: Tensor, labels: Tensor, temperature: float, slope: Tensor | None
+    hidden: Tensor, head: FusedLinear, labels: Tensor, temperature: float, slope: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy [n] of a chunk; puts d log-prob / d hidden [n, d] into `slope`."""
-    scores = (hidden @ head.T).float().div_(temperature).log_softmax(dim=-1)
+    scores = (hidden @ head.weight.T).float().div_(temperature).log_softmax(dim=-1)
     logprobs = scores.gather(1, labels[:, None]).squeeze(1)
     probabilities = scores.exp()
     entropy = -torch.linalg.vecdot(probabilities, scores)
     if slope is not None:
         # p - 1 at the label in float32: a confident token's slope would drown in the rounding of p otherwise.
         probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((1, 1), -1.0).expand(len(scores), 1))
-        slope.copy_((probabilities.to(head.dtype) @ head) / -temperature)
+        slope.copy_((probabilities.to(head.weight.dtype) @ head.weight) / -temperature)
     return logprobs, entropy
 
 
 def _judged_natively(
-    hidden: Tensor, head: Tensor, labels: Tensor, temperature: float, slope: Tensor | None
+    hidden: Tensor, head: FusedLinear, labels: Tensor, temperature: float, slope: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same; the logits are not rounded to bfloat16, half of what sampler and trainer would differ by."""
-    logits = sums.multiply(hidden.float(), head)
+    weight, logits = head.weight, sums.multiply(hidden.float(), head.factor())
     logprobs, entropy = rows.judged(logits, labels, temperature, slope=slope is not None)
     if slope is not None:
         # A processor that multiplies in bfloat16 is faster at it than native code.
-        slope.copy_(sums.multiply(logits, head.T) if reads(head) else logits.to(head.dtype) @ head)
+        natively = reads(weight)
+        slope.copy_(sums.multiply(logits, head.factor(back=True)) if natively else logits.to(weight.dtype) @ weight)
     return logprobs, entropy

@@ -161,8 +161,8 @@ class Native:
     def project_back(self, fused: FusedLinear, read: Read, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
         """Through base and A in one sum."""
         if not fused.rank:
-            return sums.multiply(gradient, fused.base.T), None
-        return sums.project(gradient, fused.base.T, fused.path(back=True))
+            return sums.multiply(gradient, fused.factor(back=True)), None
+        return sums.project(gradient, fused.factor(back=True), fused.path(back=True))
 
     def adapter_gradients(
         self, fused: FusedLinear, x: Tensor, read: Read, gradient: Tensor, low: Tensor | None

@@ -238,6 +238,6 @@ class Policy:
             for layer in decoder.layers:
                 hidden = through(plan, layer, hidden)
         # Not hidden[scored]: on a processor the way back of an index adds in another order each time.
-        edges = score(decoder.norm(hidden.index_select(0, scored)), decoder.head, labels, self.temperature)
+        edges = score(decoder.norm(hidden.index_select(0, scored)), decoder.lm_head, labels, self.temperature)
         pieces = edges.split([len(pack.labels) for pack in packs])
         return [piece.at(pack.edges.to(device)) for piece, pack in zip(pieces, packs, strict=True)]

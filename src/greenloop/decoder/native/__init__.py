@@ -11,8 +11,22 @@ PyTorch's operations do the work.
 from greenloop.decoder.native.layout import LANES, blocks_of
 from greenloop.decoder.native.narrow import Narrow, narrow_of
 from greenloop.decoder.native.product import Product, lays_out
+from greenloop.decoder.native.rounded import Rounded, rounds
 from greenloop.decoder.native.rows import reads
 from greenloop.decoder.native.step import Step, fits
 from greenloop.decoder.native.team import available
 
-__all__ = ["LANES", "Narrow", "Product", "Step", "available", "blocks_of", "fits", "lays_out", "narrow_of", "reads"]
+__all__ = [
+    "LANES",
+    "Narrow",
+    "Product",
+    "Rounded",
+    "Step",
+    "available",
+    "blocks_of",
+    "fits",
+    "lays_out",
+    "narrow_of",
+    "reads",
+    "rounds",
+]

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
+from greenloop.decoder.native.instructions import BYTES
 from greenloop.decoder.native.layout import LANES, QUERIES
 from greenloop.decoder.native.parts import INTEGER, REORDERED, add_tiles, floats, integers, portions, soften, turn
 from greenloop.decoder.native.records import ATTENTION
-from greenloop.decoder.native.tile import BYTES, LINE, TURN, add_atomically, turned
+from greenloop.decoder.native.tile import LINE, TURN, add_atomically, turned
 
 WHOLE = np.float32(1.0)
 FORWARD, BACK = np.float32(1.0), np.float32(-1.0)

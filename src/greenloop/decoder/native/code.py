@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import FEW, GROUP, LANES, OUTPUTS, PHASES, ROWS, SHEET
+from greenloop.decoder.native.instructions import BYTES
+from greenloop.decoder.native.layout import FEW, GROUP, GROUP_LINES, LANES, OUTPUTS, PHASES, ROWS, SHEET
 from greenloop.decoder.native.parts import (
     INTEGER,
     REORDERED,
@@ -29,14 +30,16 @@ from greenloop.decoder.native.parts import (
     turn,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
+from greenloop.decoder.native.rounded_tile import round_group, rounded_tile
 from greenloop.decoder.native.tile import (
-    BYTES,
     LINE,
     WEIGHTS,
     add_atomically,
     call,
     low_tile,
+    plain_tile,
     pointer,
+    tile,
     widen_bytes,
     widen_halves,
 )
@@ -102,8 +105,40 @@ def _multiply_narrow(one: Any, linear: Any, out: Any, scratch: int, taken: int) 
 
 
 @njit
+def _multiply_rounded(one: Any, linear: Any, out: Any, taken: int) -> None:
+    """`_multiply` with a rounded base, and with B as it is."""
+    groups, tiles = linear.width // GROUP, (one.rows + ROWS - 1) // ROWS
+    pitch, stride = _pitch(linear), out.stride * BYTES
+    size, pace = groups * GROUP_LINES * WEIGHTS, WEIGHTS // tiles
+    low = groups * GROUP_LINES * BYTES
+    block = add_atomically(taken, 1)
+    while block < linear.blocks:
+        then = add_atomically(taken, 1)
+        weight, up = linear.rounded + block * size, linear.weight + block * linear.rank * WEIGHTS
+        for row in range(0, one.rows, ROWS):
+            count, x = min(ROWS, one.rows - row), one.packed + row * pitch
+            target = out.at + row * stride + block * WEIGHTS
+            ahead = linear.rounded + then * size + row // ROWS * groups * GROUP_LINES * pace
+            rounded_tile(count, x, pitch, weight, groups, target, stride, ahead, pace, 0, 0)
+            if linear.rank:
+                at, step = x + low, pitch // BYTES
+                plain_tile(count, at, step, up, WEIGHTS, linear.rank, target, out.stride, up, 0, target, out.stride, 0)
+        block = then
+
+
+@njit
+def _pitch(linear: Any) -> int:
+    """Bytes from a row to the next where rows are rounded, with the adapters' low values behind them."""
+    pitch: int = (linear.width // GROUP * GROUP_LINES + linear.rank) * BYTES
+    return pitch
+
+
+@njit
 def _linear(one: Any, linear: Any, out: Any, scratch: int, taken: int) -> None:
     """A fused linear layer of what is packed. `_attend` adds the bias."""
+    if linear.rounded:
+        _multiply_rounded(one, linear, out, taken)
+        return
     if linear.narrow.bits and one.rows <= FEW:
         _multiply_narrow(one, linear, out, scratch, taken)
         return
@@ -112,9 +147,30 @@ def _linear(one: Any, linear: Any, out: Any, scratch: int, taken: int) -> None:
 
 
 @njit
+def _round(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
+    """`_pack` for a rounded base: the rows rounded, with the low values of what they were before behind each."""
+    width, pitch, groups = linear.width, _pitch(linear), linear.width // GROUP
+    at = x.at + first * x.stride * BYTES
+    for block in range(linear.down_blocks):
+        weight, low = linear.down + block * width * LINE, at + (width + block * LANES) * BYTES
+        tile(rows, at, x.stride, weight, LINE, width, low, x.stride, weight, 0, 0, 0, 0)
+    for row in range(rows):
+        source, target = at + row * x.stride * BYTES, one.packed + (first + row) * pitch
+        for group in range(groups):
+            round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
+        low = floats(source + width * BYTES, linear.rank)
+        behind = floats(target + groups * GROUP_LINES * BYTES, linear.rank)
+        for i in range(linear.rank):
+            behind[i] = low[i]
+
+
+@njit
 def _pack(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
     """Pack a tile of rows of a linear layer's input, with the adapters' low values x A^T behind it."""
     at, width = x.at + first * x.stride * BYTES, linear.width
+    if linear.rounded:
+        _round(one, x, first, rows, linear)
+        return
     low, packed = at + width * BYTES, one.packed + first * (width + linear.rank) * BYTES
     pack(at, x.stride, rows, width, packed)
     for block in range(linear.down_blocks):

@@ -31,7 +31,11 @@ SHEET = 128 if _WIDE else 256
 FEW = 16 if _WIDE else 8
 """Rows for which weights are read in few bits; with more the products last longer than reading float32 does."""
 GROUP = 32
-"""Inputs of an output whose weights have one scale where they are kept in few bits."""
+"""Inputs of an output whose weights have one scale where they are kept in few bits, or rounded."""
+GROUP_LINES = GROUP // 2 + 1
+"""Of a rounded group, four bytes an output: pairs of codes, then the scale."""
+MOST_CODE = 8191
+"""The greatest code of a rounded value: a group's products of two such add up to less than 2 ** 31."""
 STRIP = 128
 """Rows of a block of columns that are multiplied together: at most 24 KiB, which stay in a processor's first cache."""
 BIN = 256

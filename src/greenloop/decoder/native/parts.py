@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
+from greenloop.decoder.native.instructions import BYTES
 from greenloop.decoder.native.layout import BESIDE, FLAT, ROWS, TILE
 from greenloop.decoder.native.tile import (
-    BYTES,
     LINE,
     QUARTET,
     WEIGHTS,

@@ -46,7 +46,8 @@ NARROW = np.dtype(
 LINEAR = np.dtype(
     [
         ("line", "i8"),  # bytes of a block's weights of one input, float32 or bfloat16
-        ("weight", "i8"),  # [blocks, width + rank, OUTPUTS], base and B
+        ("weight", "i8"),  # [blocks, width + rank, OUTPUTS], base and B; of a rounded base B alone
+        ("rounded", "i8"),  # the base (Rounded); 0 for none
         ("blocks", "i8"),
         ("width", "i8"),  # inputs
         ("rank", "i8"),  # of the adapters
@@ -128,6 +129,7 @@ FACTORS = np.dtype(
         ("x", ROWS),
         ("weight", "i8"),  # not laid out
         ("half", "i8"),  # whether the weight is bfloat16
+        ("rounded", "i8"),  # or laid out and rounded; then x is what was rounded of it
         ("output", "i8"),  # values from an output's weight to the next output's
         ("input", "i8"),  # values from an input's weight to the next input's
         ("width", "i8"),  # inputs; 0 for nothing
@@ -147,9 +149,22 @@ LOW = np.dtype(
 )
 """Few outputs of the rows x."""
 
+ROUNDING = np.dtype(
+    [
+        ("rows", "i8"),
+        ("x", ROWS),
+        ("groups", "i8"),
+        ("out", "i8"),  # int32 [rows, groups, GROUP_LINES]
+        ("pitch", "i8"),  # bytes from a row to the next there
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""Rows to be rounded."""
+
 SUM = np.dtype(
     [
         ("rows", "i8"),
+        ("rounding", ROUNDING),  # of x, for a rounded weight
         ("first", FACTORS),
         ("low", LOW),  # reads what the first reads
         ("second", FACTORS),  # reads low

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
+from greenloop.decoder.native.instructions import BYTES
 from greenloop.decoder.native.layout import BIN
 from greenloop.decoder.native.parts import (
     REORDERED,
@@ -21,7 +22,7 @@ from greenloop.decoder.native.parts import (
     scale,
 )
 from greenloop.decoder.native.records import DRAW, SWEEP
-from greenloop.decoder.native.tile import BYTES, add_atomically, pointer
+from greenloop.decoder.native.tile import add_atomically, pointer
 
 GROUP = 6
 """Rows of a sweep that a thread takes at a time."""

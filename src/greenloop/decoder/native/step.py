@@ -85,7 +85,7 @@ class Step:
         self._layers = self._layer_records()
         # The records hold addresses: a `refresh` of the decoder meanwhile must not free what they point to.
         every = (*linears, decoder.lm_head)
-        self._weights = [(linear.blocks, _low_blocks(linear), linear.narrow) for linear in every]
+        self._weights = [(linear.blocks, linear.up_blocks, _low_blocks(linear), linear.narrow) for linear in every]
         self._taken = np.zeros(PHASES * len(decoder.layers) + 2, dtype=np.int64)
         self._met = np.zeros(2, dtype=np.int64)
         fields = {
@@ -173,12 +173,14 @@ class Step:
 
 def _linear(linear: FusedLinear) -> dict[str, Any]:
     """The fields of a LINEAR record."""
-    assert linear.blocks is not None, "the decoder was not packed for native code"
-    low, narrow = _low_blocks(linear), linear.narrow
+    low, narrow, rounded = _low_blocks(linear), linear.narrow, linear.rounded()
+    weight = linear.blocks if rounded is None else linear.up_blocks
+    assert weight is not None, "the decoder was not packed for native code"
     return {
-        "line": OUTPUTS * linear.blocks.element_size(),
-        "weight": linear.blocks.data_ptr(),
-        "blocks": linear.blocks.shape[0],
+        "line": OUTPUTS * weight.element_size(),
+        "weight": weight.data_ptr(),
+        "rounded": 0 if rounded is None else rounded.blocks.data_ptr(),
+        "blocks": weight.shape[0],
         "width": linear.in_features,
         "rank": linear.rank,
         "down": 0 if low is None else low.data_ptr(),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, STRIP, blocks_of, whole_blocks
 from greenloop.decoder.native.records import OUTER, OUTERS, SUM, place, record
+from greenloop.decoder.native.rounded import Rounded, rounding, space_for
 from greenloop.decoder.native.team import compiled, meeting, run
 
 _SHARE = 480
@@ -69,23 +70,24 @@ def _joined(pairs: Sequence[Part], count: int, size: int) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
-def multiply(x: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+def multiply(x: Tensor, weight: Tensor | Rounded, plus: Tensor | None = None) -> Tensor:
     """x weight^T + plus, [N, out].
 
     Args:
         x: [N, in].
         weight: [out, in] float32 or bfloat16, of any strides: the transposed view of a weight is as good as the weight.
+            For one that is rounded x is rounded as well.
         plus: [N, out].
     """
     return _summed(x, weight, plus, {})
 
 
-def project(x: Tensor, weight: Tensor, path: LowRank, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def project(x: Tensor, weight: Tensor | Rounded, path: LowRank, plus: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x weight^T + low B^T + plus, [N, out], and low = x A^T, [N, rank].
 
     Args:
         x: [N, in].
-        weight: [out, in], of any strides.
+        weight: as `multiply` takes it.
         path: A and B.
         plus: [N, out].
     """
@@ -104,9 +106,10 @@ def project(x: Tensor, weight: Tensor, path: LowRank, plus: Tensor | None = None
     return out, low[:, : path.up.shape[1]]
 
 
-def _summed(x: Tensor, weight: Tensor, plus: Tensor | None, fields: dict[str, Any]) -> Tensor:
+def _summed(x: Tensor, weight: Tensor | Rounded, plus: Tensor | None, fields: dict[str, Any]) -> Tensor:
     """Call the code with a SUM record of these fields and the first product's."""
-    threads, outputs, rows = torch.get_num_threads(), len(weight), len(x)
+    threads, rows = torch.get_num_threads(), len(x)
+    outputs = weight.outputs if isinstance(weight, Rounded) else len(weight)
     whole = whole_blocks(outputs)
     out, scratch = torch.empty(rows, whole), torch.empty(threads, PANEL * OUTPUTS)
     wanted = -(-_SHARES * threads * OUTPUTS // whole)
@@ -114,13 +117,19 @@ def _summed(x: Tensor, weight: Tensor, plus: Tensor | None, fields: dict[str, An
     if plus is not None and whole > outputs:
         # Whole blocks of it are read.
         out[:, :outputs], plus = plus, out
-    state = np.zeros(3, dtype=np.int64)
-    entered, taken, met = (state[number:].ctypes.data for number in range(3))
+    state = np.zeros(4, dtype=np.int64)
+    entered, taken, met, rounds = (state[number:].ctypes.data for number in range(4))
+    if isinstance(weight, Rounded):
+        space = space_for(x)
+        fields = fields | {"rounding": rounding(x, space) | {"taken": rounds}}
+        first = {"weight": weight.blocks.data_ptr(), "rounded": 1, "width": weight.inputs}
+    else:
+        first = _factors(weight)
     one = record(
         SUM,
         {
             "rows": rows,
-            "first": {"x": place(x), **_factors(weight)},
+            "first": {"x": place(x), **first},
             **fields,
             "outputs": outputs,
             "out": place(out),

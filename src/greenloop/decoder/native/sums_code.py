@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.layout import LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
+from greenloop.decoder.native.instructions import BYTES
+from greenloop.decoder.native.layout import GROUP, GROUP_LINES, LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
 from greenloop.decoder.native.parts import add_tiles, floats, integers, meet, portions
-from greenloop.decoder.native.records import OUTER, OUTERS, SUM
+from greenloop.decoder.native.records import OUTER, OUTERS, ROUNDING, SUM
+from greenloop.decoder.native.rounded_tile import round_group, rounded_tile
 from greenloop.decoder.native.tile import (
-    BYTES,
     LINE,
     TURN,
     WEIGHTS,
@@ -65,6 +66,22 @@ def _lay_out(factors: Any, block: int, lanes: int, begin: int, width: int, panel
 
 
 @njit
+def _add_rounded(one: Any, factors: Any, begin: int, width: int, block: int, row: int, rows: int, on: bool) -> None:
+    """`_add` for a rounded weight, which is read as it lies."""
+    group, size = begin // GROUP, GROUP_LINES * BYTES
+    weight = factors.weight + (block * (factors.width // GROUP) + group) * GROUP_LINES * WEIGHTS
+    for first in range(row, row + rows, ROWS):
+        count, place = min(ROWS, row + rows - first), block * OUTPUTS
+        x = one.rounding.out + first * one.rounding.pitch + group * size
+        stride = one.out.stride * BYTES
+        out = one.out.at + first * stride + place * BYTES
+        start, step = (out, stride) if on else (0, one.start.stride * BYTES)
+        if one.start.at and not on:
+            start = one.start.at + first * step + place * BYTES
+        rounded_tile(count, x, one.rounding.pitch, weight, width // GROUP, out, stride, weight, 0, start, step)
+
+
+@njit
 def _add(one: Any, factors: Any, begin: int, width: int, block: int, row: int, rows: int, panel: int, on: bool) -> None:
     """Add a part of a product to a block of outputs of some rows.
 
@@ -79,6 +96,9 @@ def _add(one: Any, factors: Any, begin: int, width: int, block: int, row: int, r
         panel: space for the weights.
         on: whether parts have been added before.
     """
+    if factors.rounded:
+        _add_rounded(one, factors, begin, width, block, row, rows, on)
+        return
     _lay_out(factors, block, min(OUTPUTS, one.outputs - block * OUTPUTS), begin, width, panel)
     for first in range(row, row + rows, ROWS):
         count, place = min(ROWS, row + rows - first), block * OUTPUTS
@@ -112,6 +132,16 @@ def _multiply(one: Any, panel: int, meetings: int, team: int) -> None:
                 for rank in range(low, high, PANEL):
                     _add(one, one.second, rank, min(PANEL, high - rank), block, row, rows, panel, True)
             item = add_atomically(one.taken, 1) - before
+
+
+@njit
+def _round(one: Any) -> None:
+    """This thread's share of the rows of a ROUNDING record."""
+    for first in portions(one.taken, one.rows, ROWS):
+        for row in range(first, min(first + ROWS, one.rows)):
+            source, target = one.x.at + row * one.x.stride * BYTES, one.out + row * one.pitch
+            for group in range(one.groups):
+                round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
 
 
 @njit
@@ -153,10 +183,19 @@ def add_products(argument: Any) -> None:
     one = carray(argument, 1, SUM)[0]
     panel = one.scratch + add_atomically(one.entered, 1) * PANEL * WEIGHTS
     team, meetings = call(one.team_size), 0
+    if one.rounding.groups:
+        _round(one.rounding)
     if one.low.blocks:
         _reduce(one)
+    if one.rounding.groups or one.low.blocks:
         meetings = meet(one, team)
     _multiply(one, panel, meetings, team)
+
+
+@cfunc("void(voidptr)", cache=True)
+def round_rows(argument: Any) -> None:
+    """One thread's part of what a ROUNDING record describes."""
+    _round(carray(argument, 1, ROUNDING)[0])
 
 
 @cfunc("void(voidptr)", cache=True)

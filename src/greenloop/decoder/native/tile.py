@@ -5,21 +5,32 @@ Addresses and numbers are 64-bit integers throughout; offsets are in bytes where
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import llvmlite.ir as ir
-import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from greenloop.decoder.native.instructions import (
+    BYTES,
+    FLOAT,
+    FLOATS,
+    INT,
+    SHORT,
+    VECTOR,
+    emit_call,
+    emit_prefetch,
+    float_at,
+    fma_of,
+    spread,
+    vector_at,
+)
 from greenloop.decoder.native.layout import BESIDE, FETCHES, FLAT, GROUP, LANES, OUTPUTS, ROWS, TILE
 
-BYTES = np.dtype(np.float32).itemsize
 LINE = LANES * BYTES
 """Bytes of one input's 16 values in a block of attention, in float32."""
 WEIGHTS = OUTPUTS * BYTES
@@ -30,14 +41,8 @@ TURN = 8
 QUARTET = 4
 """Rows and columns of what is transposed at once when rows are packed."""
 
-VECTOR = math.gcd(LANES, OUTPUTS)
-"""Values of a vector: as many as one of the processor's has, or a multiple."""
-
 STRIDE = 4
 """Inputs that are taken at a time where something is fetched meanwhile: `FETCHES` lines of it."""
-
-_INT, _SHORT, _FLOAT = ir.IntType(64), ir.IntType(32), ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, VECTOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +110,12 @@ def _tile(form: _Form) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_call(builder, form.name, partial(_define_tile, form), arguments)
+            emit_call(builder, form.name, partial(_define_tile, form), arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 13), emit
 
     return tile
-
-
-def _emit_call(builder: Any, name: str, define: Callable[[Any], None], arguments: Sequence[Any]) -> None:
-    """Call a function of integers that stands once in a module, defined where it is first called.
-
-    What calls it at several places compiles in a fraction of the time.
-    """
-    kind = ir.FunctionType(ir.VoidType(), [_INT] * len(arguments))
-    function = cgutils.get_or_insert_function(builder.module, kind, name)
-    if function.is_declaration:
-        function.linkage = "linkonce_odr"
-        function.attributes.add("noinline")
-        define(function)
-    builder.call(function, arguments)
 
 
 def _define_tile(form: _Form, function: Any) -> None:
@@ -134,7 +125,7 @@ def _define_tile(form: _Form, function: Any) -> None:
     switch = builder.switch(rows, after)
     for count in range(1, form.most + 1):
         case = function.append_basic_block(f"rows_{count}")
-        switch.add_case(_INT(count), case)
+        switch.add_case(INT(count), case)
         builder.position_at_end(case)
         _emit_tile(builder, form, count, operands)
         builder.branch(after)
@@ -145,32 +136,32 @@ def _define_tile(form: _Form, function: Any) -> None:
 def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
     x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride, apart = operands
-    fma, packed = _fma(builder), form.packed
+    fma, packed = fma_of(builder), form.packed
     parts = range(0, form.lanes * form.beside, VECTOR)
-    inputs = [_float_at(builder, x, _INT(row) if packed else builder.mul(x_stride, _INT(row))) for row in range(count)]
+    inputs = [float_at(builder, x, INT(row) if packed else builder.mul(x_stride, INT(row))) for row in range(count)]
     outputs = [
-        _vector_at(builder, out, builder.add(builder.mul(out_stride, _INT(row)), _INT(part)))
+        vector_at(builder, out, builder.add(builder.mul(out_stride, INT(row)), INT(part)))
         for row in range(count)
         for part in parts
     ]
-    begun = builder.icmp_signed("!=", start, _INT(0))
+    begun = builder.icmp_signed("!=", start, INT(0))
     first = []
     for row in range(count):
         for number, part in enumerate(parts):
-            place = _vector_at(builder, start, builder.add(builder.mul(start_stride, _INT(row)), _INT(part)))
+            place = vector_at(builder, start, builder.add(builder.mul(start_stride, INT(row)), INT(part)))
             # Without a start something must still be read: what stands in the outputs.
             found = builder.load(builder.select(begun, place, outputs[row * len(parts) + number]), align=BYTES)
-            first.append(builder.select(begun, found, ir.Constant(_VECTOR, [0.0] * VECTOR)))
+            first.append(builder.select(begun, found, ir.Constant(FLOATS, [0.0] * VECTOR)))
 
     def advance(k: Any, sums: Sequence[Any]) -> list[Any]:
         """The sums with one more input."""
         at = builder.add(block, builder.mul(k, line))
-        blocks = [builder.add(at, builder.mul(apart, _INT(number))) if number else at for number in range(form.beside)]
+        blocks = [builder.add(at, builder.mul(apart, INT(number))) if number else at for number in range(form.beside)]
         weights = [form.weights_of(builder, blocks[part // form.lanes], VECTOR, part % form.lanes) for part in parts]
         offset = builder.mul(k, x_stride) if packed else k
         added = []
         for row, values in enumerate(inputs):
-            value = _spread(builder, builder.load(builder.gep(values, [offset])))
+            value = spread(builder, builder.load(builder.gep(values, [offset])))
             mine = sums[row * len(parts) : (row + 1) * len(parts)]
             added += [builder.call(fma, [value, weight, total]) for weight, total in zip(weights, mine, strict=True)]
         return added
@@ -180,16 +171,16 @@ def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -
         before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
         builder.cbranch(builder.icmp_signed("<", k, end), loop, after)
         builder.position_at_end(loop)
-        number, totals = builder.phi(_INT), [builder.phi(_VECTOR) for _ in sums]
+        number, totals = builder.phi(INT), [builder.phi(FLOATS) for _ in sums]
         added: list[Any] = list(totals)
         for turn in range(stride):
             if stride > 1 and turn % (stride // FETCHES) == 0:
-                _emit_prefetch(builder, builder.add(ahead, builder.mul(builder.add(number, _INT(turn)), ahead_step)))
-            added = advance(builder.add(number, _INT(turn)), added)
-        following = builder.add(number, _INT(stride))
+                emit_prefetch(builder, builder.add(ahead, builder.mul(builder.add(number, INT(turn)), ahead_step)))
+            added = advance(builder.add(number, INT(turn)), added)
+        following = builder.add(number, INT(stride))
         builder.cbranch(builder.icmp_signed("<", following, end), loop, after)
         builder.position_at_end(after)
-        last, found = builder.phi(_INT), [builder.phi(_VECTOR) for _ in sums]
+        last, found = builder.phi(INT), [builder.phi(FLOATS) for _ in sums]
         for joined, begin, end_value in zip((number, *totals), (k, *sums), (following, *added), strict=True):
             joined.add_incoming(begin, before)
             joined.add_incoming(end_value, loop)
@@ -198,9 +189,9 @@ def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -
             joined.add_incoming(end_value, loop)
         return last, found
 
-    k, sums = _INT(0), first
+    k, sums = INT(0), first
     if form.fetching:
-        k, sums = loop_to(builder.and_(width, _INT(-STRIDE)), k, sums, STRIDE)
+        k, sums = loop_to(builder.and_(width, INT(-STRIDE)), k, sums, STRIDE)
     _, sums = loop_to(width, k, sums, 1)
     for output, total in zip(outputs, sums, strict=True):
         builder.store(total, output, align=BYTES)
@@ -208,17 +199,17 @@ def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -
 
 def _whole(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     """So many float32 weights, from one of those at an address on."""
-    at = builder.add(address, _INT(begin * BYTES))
-    return builder.load(builder.inttoptr(at, ir.VectorType(_FLOAT, count).as_pointer()), align=BYTES)
+    at = builder.add(address, INT(begin * BYTES))
+    return builder.load(builder.inttoptr(at, ir.VectorType(FLOAT, count).as_pointer()), align=BYTES)
 
 
 def _half(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     """So many bfloat16 weights: the upper halves of float32."""
-    shorts, integers = ir.VectorType(ir.IntType(16), count), ir.VectorType(_SHORT, count)
-    at = builder.add(address, _INT(begin * BYTES // 2))
+    shorts, integers = ir.VectorType(ir.IntType(16), count), ir.VectorType(SHORT, count)
+    at = builder.add(address, INT(begin * BYTES // 2))
     read = builder.load(builder.inttoptr(at, shorts.as_pointer()), align=BYTES // 2)
     bits = builder.shl(builder.zext(read, integers), ir.Constant(integers, [16] * count))
-    return builder.bitcast(bits, ir.VectorType(_FLOAT, count))
+    return builder.bitcast(bits, ir.VectorType(FLOAT, count))
 
 
 tile = _tile(_Form(_whole, TILE, LANES))
@@ -253,7 +244,7 @@ def _widening(bits: int) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_call(builder, name, partial(_define_widen, bits), arguments)
+            emit_call(builder, name, partial(_define_widen, bits), arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 4), emit
@@ -264,13 +255,13 @@ def _widening(bits: int) -> Any:
 def _define_widen(bits: int, function: Any) -> None:
     codes, scales, offsets, target = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    integers, fma = ir.VectorType(_SHORT, VECTOR), _fma(builder)
+    integers, fma = ir.VectorType(SHORT, VECTOR), fma_of(builder)
     bytes_read = ir.VectorType(ir.IntType(8), VECTOR).as_pointer()
     half, low = (ir.Constant(integers, [value] * VECTOR) for value in (4, 15))
     for part in range(0, OUTPUTS, VECTOR):
-        scale, offset = (builder.load(_vector_at(builder, at, _INT(part)), align=BYTES) for at in (scales, offsets))
+        scale, offset = (builder.load(vector_at(builder, at, INT(part)), align=BYTES) for at in (scales, offsets))
         for line in range(GROUP * bits // 8):
-            at = builder.add(codes, _INT(line * OUTPUTS + part))
+            at = builder.add(codes, INT(line * OUTPUTS + part))
             read = builder.load(builder.inttoptr(at, bytes_read), align=1)
             if bits == 4:
                 both = builder.zext(read, integers)
@@ -278,8 +269,8 @@ def _define_widen(bits: int, function: Any) -> None:
             else:
                 numbers = [builder.sext(read, integers)]
             for turn, number in enumerate(numbers):
-                weight = builder.call(fma, [builder.sitofp(number, _VECTOR), scale, offset])
-                place = _vector_at(builder, target, _INT((line * len(numbers) + turn) * OUTPUTS + part))
+                weight = builder.call(fma, [builder.sitofp(number, FLOATS), scale, offset])
+                place = vector_at(builder, target, INT((line * len(numbers) + turn) * OUTPUTS + part))
                 builder.store(weight, place, align=BYTES)
     builder.ret_void()
 
@@ -299,7 +290,7 @@ def _copied(weights_of: Callable[..., Any]) -> Any:
             source, target = arguments
             for begin in range(0, OUTPUTS, VECTOR):
                 read = weights_of(builder, source, VECTOR, begin)
-                builder.store(read, _vector_at(builder, target, _INT(begin)), align=BYTES)
+                builder.store(read, vector_at(builder, target, INT(begin)), align=BYTES)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp), emit
@@ -323,8 +314,8 @@ def _turned(weights_of: Callable[..., Any], size: int, side: int = TURN) -> Any:
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             source, source_stride, target, target_stride = arguments
-            step = builder.mul(source_stride, _INT(size))
-            rows = [weights_of(builder, builder.add(source, builder.mul(step, _INT(row))), side) for row in range(side)]
+            step = builder.mul(source_stride, INT(size))
+            rows = [weights_of(builder, builder.add(source, builder.mul(step, INT(row))), side) for row in range(side)]
             distance = 1
             while distance < side:
                 # Swap the squares off the diagonal of every square of twice the distance.
@@ -337,7 +328,7 @@ def _turned(weights_of: Callable[..., Any], size: int, side: int = TURN) -> Any:
                 distance *= 2
             for number, row in enumerate(rows):
                 place = builder.inttoptr(
-                    builder.add(target, builder.mul(target_stride, _INT(number * BYTES))), row.type.as_pointer()
+                    builder.add(target, builder.mul(target_stride, INT(number * BYTES))), row.type.as_pointer()
                 )
                 builder.store(row, place, align=BYTES)
             return context.get_dummy_value()
@@ -348,7 +339,7 @@ def _turned(weights_of: Callable[..., Any], size: int, side: int = TURN) -> Any:
 
 
 def _mixed(builder: Any, first: Any, second: Any, places: Sequence[int]) -> Any:
-    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_SHORT, len(places)), list(places)))
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(SHORT, len(places)), list(places)))
 
 
 copied, half_copied = _copied(_whole), _copied(_half)
@@ -359,43 +350,13 @@ interleaved = _turned(_whole, BYTES, QUARTET)
 """Transpose 4 x 4 values."""
 
 
-def _fma(builder: Any) -> Any:
-    """The function a * b + c of vectors, rounded once."""
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{VECTOR}f32")
-
-
-def _float_at(builder: Any, address: Any, offset: Any) -> Any:
-    return builder.gep(builder.inttoptr(address, _FLOAT.as_pointer()), [offset])
-
-
-def _vector_at(builder: Any, address: Any, offset: Any) -> Any:
-    return builder.bitcast(_float_at(builder, address, offset), _VECTOR.as_pointer())
-
-
-def _spread(builder: Any, value: Any) -> Any:
-    """A vector of the one value."""
-    nothing = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(nothing, value, _SHORT(0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_SHORT, VECTOR), [0] * VECTOR))
-
-
-def _emit_prefetch(builder: Any, address: Any) -> None:
-    """Fetch the line of an address into the second cache; asking beyond the end does no harm."""
-    byte = ir.IntType(8).as_pointer()
-    function = ir.FunctionType(ir.VoidType(), [byte, _SHORT, _SHORT, _SHORT])
-    prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-    reading, second, data = _SHORT(0), _SHORT(2), _SHORT(1)
-    builder.call(prefetch, [builder.inttoptr(address, byte), reading, second, data])
-
-
 @intrinsic
 def add_atomically(typing: Any, address: Any, value: Any) -> Any:
     """Add to the integer at an address, for all threads to see; what it was before."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, value = arguments
-        return builder.atomic_rmw("add", builder.inttoptr(address, _INT.as_pointer()), value, "seq_cst")
+        return builder.atomic_rmw("add", builder.inttoptr(address, INT.as_pointer()), value, "seq_cst")
 
     return types.intp(types.intp, types.intp), emit
 
@@ -405,7 +366,7 @@ def load_atomically(typing: Any, address: Any) -> Any:
     """The integer at an address as the other threads left it."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], _INT.as_pointer())
+        pointer = builder.inttoptr(arguments[0], INT.as_pointer())
         return builder.load_atomic(pointer, ordering="acquire", align=8)
 
     return types.intp(types.intp), emit
@@ -416,8 +377,8 @@ def call(typing: Any, function: Any) -> Any:
     """Call the C function `int (*)(void)` at an address."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], ir.FunctionType(_SHORT, []).as_pointer())
-        return builder.sext(builder.call(pointer, []), _INT)
+        pointer = builder.inttoptr(arguments[0], ir.FunctionType(SHORT, []).as_pointer())
+        return builder.sext(builder.call(pointer, []), INT)
 
     return types.intp(types.intp), emit
 
@@ -448,7 +409,7 @@ def power_of_two(typing: Any, exponent: Any) -> Any:
     """2 ** (exponent - 127) as float32, for an int32 exponent in 1..254."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.shl(arguments[0], _SHORT(23)), _FLOAT)
+        return builder.bitcast(builder.shl(arguments[0], SHORT(23)), FLOAT)
 
     return types.float32(types.int32), emit
 
@@ -458,6 +419,6 @@ def widened(typing: Any, bits: Any) -> Any:
     """The float32 of the bfloat16 that a uint16 is the bits of."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(builder.shl(builder.zext(arguments[0], _SHORT), _SHORT(16)), _FLOAT)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], SHORT), SHORT(16)), FLOAT)
 
     return types.float32(types.uint16), emit
