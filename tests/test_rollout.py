@@ -18,7 +18,8 @@ def wanted(groups: int, samples: int, prompt_tokens: int = 150) -> list[Wanted]:
     ("groups", "samples", "new_tokens", "room", "sizes"),
     [
         (8, 8, 1850, 0, [8]),  # nothing is kept
-        (8, 8, 1850, 9000, [8]),  # less than twice the room: what has none is computed again
+        (8, 8, 1850, 12000, [8]),  # less than 1.5 times the room: what has none is computed again
+        (8, 8, 1850, 9000, [4, 4]),
         (8, 8, 1850, 4400, [2, 2, 2, 2]),
         (8, 8, 1850, 4300, [2, 2, 2, 2]),  # with a margin only one has room, and would be too few rows
         (8, 8, 1850, 2300, [2, 2, 2, 2]),

@@ -11,6 +11,7 @@ from greenloop.decoder import Decoder
 from greenloop.decoder.native import Rounded, rounded_tile, sums, team
 from greenloop.decoder.native.layout import GROUP, GROUP_LINES, MOST_CODE, PANEL
 from greenloop.decoder.native.rounded import rounded
+from greenloop.decoder.traces import Traces
 from greenloop.learn.policy import Policy, adapt
 from greenloop.native_trial import matmul_precision
 from greenloop.recipe import LoraSection
@@ -121,6 +122,26 @@ def test_sampler_and_trainer_round_alike_and_little():
             assert (one - other).norm() < 5e-3 * other.norm()
     references = [torch.cat(one.reference_logprobs(packs)) for one in (policy, plain)]
     assert 1e-5 < (references[0] - references[1]).abs().mean() < 2e-3
+
+
+@pytest.mark.usefixtures("allowed")
+def test_what_is_kept_for_an_update_is_rounded_but_for_odd_widths_and_what_log_probs_are_made_of():
+    decoder = Decoder(native_trial.random_model())
+    traces = Traces(decoder, 2**22)
+    generator = torch.Generator().manual_seed(5)
+    first, odd = torch.randn(7, 96, generator=generator), torch.randn(7, 12, generator=generator)
+    traces.keep(1, "middle", 2, first)
+    traces.keep(1, "low_qkv", 2, odd)
+    traces.last()[2:9] = first
+    places = torch.tensor([8, 2, 4])
+    found = traces.layer(1, places, torch.empty(3, traces.layer_width))
+    assert (found["middle"] - values_of(first)[places - 2]).abs().max() < 1e-6
+    assert not torch.equal(found["middle"], first[places - 2])
+    assert torch.equal(found["low_qkv"], odd[places - 2])
+    assert torch.equal(traces.last()[places], first[places - 2])
+    with matmul_precision("highest"):
+        whole = Traces(Decoder(native_trial.random_model()), 2**22)
+    assert len(traces.values) > 1.7 * len(whole.values)
 
 
 @pytest.mark.usefixtures("allowed")

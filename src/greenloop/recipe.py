@@ -211,7 +211,7 @@ class EngineSection(_Section):
     of its free memory, at most 512."""
     keep_mib: int = Field(3072, ge=0)
     """On a processor in float32, what the sampler computes is kept for the update, which then needs no forward: at most
-    so many MiB. A step of twice as much or more is sampled and learned in parts; what has no room is computed again."""
+    so many MiB. A step of half as much again is sampled and learned in parts; what has no room is computed again."""
 
 
 class Recipe(_Section):

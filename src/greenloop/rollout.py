@@ -83,7 +83,7 @@ def wanted_of(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Wanted
 def in_parts(wanted: Sequence[Wanted], room: int, new_tokens: float) -> list[Sequence[Wanted]]:
     """A step's groups in parts, each to be sampled and learned from before the next.
 
-    What the sampler keeps for training has room for so many tokens, so a step that has twice as many or more is cut;
+    What the sampler keeps for training has room for so many tokens, so a step that has half as many again is cut;
     not to less than 16 completions, since a decode step of few rows waits for memory, and not where a single group
     has no room.
 
@@ -93,7 +93,7 @@ def in_parts(wanted: Sequence[Wanted], room: int, new_tokens: float) -> list[Seq
         new_tokens: that a group's completions are expected to have, what several begin with counted once.
     """
     each = _MARGIN * fmean(len(one.prompt.token_ids) + new_tokens for one in wanted)
-    if each > room or each * len(wanted) < 2 * room:
+    if each > room or each * len(wanted) < 1.5 * room:
         return [wanted]
     least = math.ceil(_WORTH_A_STEP / wanted[0].samples)
     count = max(1, min(math.ceil(len(wanted) / int(room / each)), len(wanted) // least))

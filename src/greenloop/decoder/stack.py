@@ -184,7 +184,7 @@ class Decoder:
         def trace(index: int, **pieces: Tensor | None) -> None:
             for name, piece in pieces.items():
                 if traces is not None and first is not None and piece is not None:
-                    traces.piece(index, name)[first : first + len(piece)] = piece
+                    traces.keep(index, name, first, piece)
 
         cos, sin = self.rotary(positions)
         heads = Heads(self.heads, self.kv_heads, self.head_width, self.scale)

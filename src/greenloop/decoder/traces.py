@@ -7,14 +7,18 @@ Memory is bounded: where it ends, whole groups are given up, since half a group 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from greenloop.decoder.native.layout import GROUP, rounded_size
+from greenloop.decoder.native.rounded import restored, rounded
 
 if TYPE_CHECKING:
     from greenloop.decoder.stack import Decoder
@@ -33,7 +37,7 @@ class _Group:
 
 
 class Traces:
-    """Values of tokens under the present weights, [capacity, L * layer width + d] float32."""
+    """Values of tokens under the present weights, [capacity, L * layer size + d] float32."""
 
     def __init__(self, decoder: Decoder, memory: int) -> None:
         """Empty.
@@ -54,10 +58,15 @@ class Traces:
             len(layer.gate_up.weight),
             layer.down.rank,
         )
-        ends = np.cumsum(widths).tolist()
-        self._pieces = {name: slice(end - width, end) for name, end, width in zip(PIECES, ends, widths, strict=True)}
-        self.layer_width: int = ends[-1]
-        width = len(decoder.layers) * self.layer_width + widths[0]
+        self.rounds = decoder.rounds
+        """Whether whole groups are kept in 14 bits (`native.Rounded`), as products would round them."""
+        self._widths = dict(zip(PIECES, widths, strict=True))
+        sizes = {name: rounded_size(width) if self._is_rounded(name) else width for name, width in self._widths.items()}
+        self._pieces, self._places = _side_by_side(self._widths), _side_by_side(sizes)
+        self.layer_width: int = sum(widths)
+        self.layer_size = sum(sizes.values())
+        """Values that those of a layer take."""
+        width = len(decoder.layers) * self.layer_size + widths[0]
         self.values = torch.empty(memory // (4 * width), width)
         """Pages that are not written take no memory."""
         self.recording = False
@@ -79,21 +88,31 @@ class Traces:
         finally:
             self.recording = False
 
-    def piece(self, layer: int, name: str) -> Tensor:
-        """[capacity, width] of one layer, a view; see `PIECES`."""
-        start = layer * self.layer_width
-        piece = self._pieces[name]
-        return self.values[:, start + piece.start : start + piece.stop]
+    def keep(self, layer: int, name: str, first: int, piece: Tensor) -> None:
+        """Keep one layer's [n, width] values of tokens whose places begin at `first`; see `PIECES`."""
+        start, place = layer * self.layer_size, self._places[name]
+        target = self.values[first : first + len(piece), start + place.start : start + place.stop]
+        if self._is_rounded(name):
+            rounded(piece, target)
+        else:
+            target.copy_(piece)
 
     def layer(self, layer: int, places: Tensor, space: Tensor) -> dict[str, Tensor]:
         """[n, width] of each piece of one layer, of the tokens at [n] places; views of `space` [n, layer width]."""
-        start = layer * self.layer_width
-        torch.index_select(self.values[:, start : start + self.layer_width], 0, places, out=space)
+        start = layer * self.layer_size
+        found = self.values[:, start : start + self.layer_size]
+        if self.rounds:
+            restored(found, places, [(width, self._is_rounded(name)) for name, width in self._widths.items()], space)
+        else:
+            torch.index_select(found, 0, places, out=space)
         return {name: space[:, piece] for name, piece in self._pieces.items()}
 
     def last(self) -> Tensor:
         """[capacity, d] of the residual stream after all layers, a view."""
-        return self.values[:, -(self._pieces["hidden"].stop) :]
+        return self.values[:, -self._widths["hidden"] :]
+
+    def _is_rounded(self, name: str) -> bool:
+        return self.rounds and self._widths[name] % GROUP == 0
 
     def prompts(self, prompts: Sequence[tuple[int, ...]], places: Sequence[Sequence[int]], count: int) -> int | None:
         """The first of `count` places for the tokens of prompts; None if they do not fit.
@@ -143,3 +162,13 @@ class Traces:
             return None
         places = [group.prompt.get(path, group.completions.get(path)) for path in paths]
         return None if None in places else [place for place in places if place is not None]
+
+
+def _side_by_side(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Where things of these sizes stand.
+
+    >>> _side_by_side({"one": 3, "two": 2})
+    {'one': slice(0, 3, None), 'two': slice(3, 5, None)}
+    """
+    ends = accumulate(sizes.values())
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}

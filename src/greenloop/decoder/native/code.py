@@ -180,16 +180,30 @@ def _pack(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
 
 
 @njit
+def _kept_size(one: Any, count: int) -> int:
+    """Values that so many of a layer take where they are kept."""
+    return count // GROUP * GROUP_LINES if one.kept_rounded and count % GROUP == 0 else count
+
+
+@njit
 def _keep(one: Any, number: int, row: int, offset: int, source: int, count: int) -> int:
-    """Copy values of a row to where those of a layer are kept, if they are; the offset behind them."""
+    """Copy values of a row to where those of a layer are kept, if they are; the offset behind them.
+
+    Whole groups may be kept rounded, but not what comes after all layers, which the log-probs are made of.
+    """
+    size = _kept_size(one, count) if number < one.layer_count else count
     if one.kept:
         place = integers(one.kept, one.rows)[row]
         if place:
-            target = floats(place + (number * one.kept_layer + offset) * BYTES, count)
-            values = floats(source, count)
-            for i in range(count):
-                target[i] = values[i]
-    return offset + count
+            at = place + (number * one.kept_layer + offset) * BYTES
+            if size != count:
+                for group in range(count // GROUP):
+                    round_group(source + group * GROUP * BYTES, at + group * GROUP_LINES * BYTES)
+            else:
+                target, values = floats(at, count), floats(source, count)
+                for i in range(count):
+                    target[i] = values[i]
+    return offset + size
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
@@ -223,7 +237,9 @@ def _gather(one: Any, number: int, offset: int, linear: Any, taken: int) -> None
         for row in range(first, first + rows):
             projected = heads + 2 * one.kv_heads * one.head_width
             behind = _keep(one, number, row, offset, one.qkv.at + row * one.qkv.stride * BYTES, projected)
-            _keep(one, number, row, behind, one.mixed.at + row * one.mixed.stride * BYTES, heads + linear.rank)
+            mixed = one.mixed.at + row * one.mixed.stride * BYTES
+            behind = _keep(one, number, row, behind, mixed, heads)
+            _keep(one, number, row, behind, mixed + heads * BYTES, linear.rank)
 
 
 @njit(error_model="numpy", fastmath=REORDERED)
@@ -345,9 +361,11 @@ def _decode(one: Any) -> None:
     for number in range(one.layer_count):
         layer = layers[number]
         # What is kept of a layer, in the order of `traces.PIECES`.
-        after_qkv = one.width + layer.qkv.rank
+        after_qkv = _kept_size(one, one.width) + _kept_size(one, layer.qkv.rank)
         heads = one.kv_heads * one.heads * one.head_width
-        middle = after_qkv + 2 * heads + 2 * one.kv_heads * one.head_width + layer.output.rank
+        middle = after_qkv + _kept_size(one, heads + 2 * one.kv_heads * one.head_width)
+        middle += _kept_size(one, heads) + _kept_size(one, layer.output.rank)
+        gate_up = middle + _kept_size(one, one.width) + _kept_size(one, layer.gate_up.rank)
         _enter(one, number, 0, layer.input_norm, layer.qkv, number > 0, taken)
         meetings = meet(one, meetings + team)
         _linear(one, layer.qkv, one.qkv, scratch, taken + INTEGER)
@@ -362,7 +380,7 @@ def _decode(one: Any) -> None:
         meetings = meet(one, meetings + team)
         _linear(one, layer.gate_up, one.gate_up, scratch, taken + 6 * INTEGER)
         meetings = meet(one, meetings + team)
-        _gate(one, number, middle + one.width + layer.gate_up.rank, layer.down, taken + 7 * INTEGER)
+        _gate(one, number, gate_up, layer.down, taken + 7 * INTEGER)
         meetings = meet(one, meetings + team)
         _linear(one, layer.down, one.change, scratch, taken + 8 * INTEGER)
         meetings = meet(one, meetings + team)

@@ -46,6 +46,11 @@ PHASES = 9
 """Of a layer in a decode step; the head has two more."""
 
 
+def rounded_size(inputs: int) -> int:
+    """Of four bytes each: what so many inputs, whole groups, take when they are rounded."""
+    return inputs // GROUP * GROUP_LINES
+
+
 def whole_blocks(outputs: int, size: int = OUTPUTS) -> int:
     """The next multiple of a block's outputs."""
     return -(-outputs // size) * size

@@ -117,6 +117,7 @@ STEP = np.dtype(
             "i8",
         ),  # int64 [rows] where rows leave values (`decoder.traces`), 0 for nowhere; or 0
         ("kept_layer", "i8"),  # values from a layer's to the next layer's
+        ("kept_rounded", "i8"),  # whether whole groups of them are rounded
         ("counts", "i8"),  # int64 zeros: what is taken of each phase
         ("entered", "i8"),  # int64 0: threads that have entered
         *MEETING,
@@ -160,6 +161,20 @@ ROUNDING = np.dtype(
     ]
 )
 """Rows to be rounded."""
+
+RESTORING = np.dtype(
+    [
+        ("rows", "i8"),
+        ("places", "i8"),  # int64 [rows] the row that each is
+        ("values", "i8"),  # of the first row
+        ("pitch", "i8"),  # bytes from a row to the next
+        ("pieces", "i8"),  # int64 [piece_count, 2]: values of a piece, whether they are rounded
+        ("piece_count", "i8"),
+        ("out", ROWS),  # the pieces' float32 values, one behind the other
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""Rows of pieces to be copied, float32 again where they are rounded."""
 
 SUM = np.dtype(
     [

@@ -8,14 +8,15 @@ largest value, a tenth of what bfloat16 makes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from greenloop.decoder.native.layout import GROUP, GROUP_LINES, blocks_of
-from greenloop.decoder.native.records import ROUNDING, place, record
+from greenloop.decoder.native.layout import GROUP, blocks_of, rounded_size
+from greenloop.decoder.native.records import RESTORING, ROUNDING, place, record
 from greenloop.decoder.native.team import available, compiled, run
 
 _ROWS = 4096
@@ -53,21 +54,46 @@ def rounds() -> bool:
     return multiplies_pairs()
 
 
-def rounded(x: Tensor) -> Tensor:
-    """int32 [N, groups * GROUP_LINES]: each group's codes, two and two, and its float32 scale.
+def rounded(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """[N, groups * GROUP_LINES], four bytes each: each group's codes, two and two, and its float32 scale.
 
     Args:
         x: [N, in] float32, whole groups.
+        out: where to put them.
     """
-    out, taken = space_for(x), np.zeros(1, dtype=np.int64)
+    out, taken = space_for(x) if out is None else out, np.zeros(1, dtype=np.int64)
     one = record(ROUNDING, rounding(x, out) | {"taken": taken.ctypes.data})
     run(compiled("sums_code").round_rows.address, one.ctypes.data, torch.get_num_threads())
     return out
 
 
+def restored(values: Tensor, places: Tensor, pieces: Sequence[tuple[int, bool]], out: Tensor) -> None:
+    """Put into `out` [n, sum of the pieces' values] the rows of `values` at [n] places.
+
+    Args:
+        values: [N, ...] float32 rows of pieces, some of them rounded.
+        places: int64 [n].
+        pieces: how many values each has, and whether they are rounded.
+        out: float32.
+    """
+    each, taken = np.array(pieces, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    fields = {
+        "rows": len(places),
+        "places": places.data_ptr(),
+        "values": values.data_ptr(),
+        "pitch": values.stride(0) * values.element_size(),
+        "pieces": each.ctypes.data,
+        "piece_count": len(pieces),
+        "out": place(out),
+        "taken": taken.ctypes.data,
+    }
+    one = record(RESTORING, fields)
+    run(compiled("sums_code").restore_rows.address, one.ctypes.data, torch.get_num_threads())
+
+
 def space_for(x: Tensor) -> Tensor:
     """For rows [N, in] when they are rounded."""
-    return torch.empty(len(x), x.shape[1] // GROUP * GROUP_LINES, dtype=torch.int32)
+    return torch.empty(len(x), rounded_size(x.shape[1]), dtype=torch.int32)
 
 
 def rounding(x: Tensor, out: Tensor) -> dict[str, object]:

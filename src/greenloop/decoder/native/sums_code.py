@@ -10,7 +10,7 @@ from numba import carray, cfunc, njit
 from greenloop.decoder.native.instructions import BYTES
 from greenloop.decoder.native.layout import GROUP, GROUP_LINES, LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
 from greenloop.decoder.native.parts import add_tiles, floats, integers, meet, portions
-from greenloop.decoder.native.records import OUTER, OUTERS, ROUNDING, SUM
+from greenloop.decoder.native.records import OUTER, OUTERS, RESTORING, ROUNDING, SUM
 from greenloop.decoder.native.rounded_tile import round_group, rounded_tile
 from greenloop.decoder.native.tile import (
     LINE,
@@ -177,6 +177,25 @@ def _add_outer(one: Any, block: int, panel: int) -> None:
             packed_tile(count, x, factors.x.stride, weight, line, width, out, stride, weight, 0, start, stride, 0)
 
 
+@njit
+def _restore(source: int, groups: int, target: int) -> None:
+    """The float32 values of rounded groups."""
+    for group in range(groups):
+        at = source + group * GROUP_LINES * BYTES
+        codes, scale = carray(pointer(at), GROUP, np.int16), floats(at + GROUP * HALF, 1)[0]
+        out = floats(target + group * GROUP * BYTES, GROUP)
+        for i in range(GROUP):
+            out[i] = np.float32(codes[i]) * scale
+
+
+@njit
+def _copy(source: int, target: int, count: int) -> None:
+    """So many values as they are."""
+    values, out = floats(source, count), floats(target, count)
+    for i in range(count):
+        out[i] = values[i]
+
+
 @cfunc("void(voidptr)", cache=True)
 def add_products(argument: Any) -> None:
     """One thread's part of what a SUM record describes."""
@@ -196,6 +215,24 @@ def add_products(argument: Any) -> None:
 def round_rows(argument: Any) -> None:
     """One thread's part of what a ROUNDING record describes."""
     _round(carray(argument, 1, ROUNDING)[0])
+
+
+@cfunc("void(voidptr)", cache=True)
+def restore_rows(argument: Any) -> None:
+    """One thread's part of what a RESTORING record describes."""
+    one = carray(argument, 1, RESTORING)[0]
+    places, pieces = integers(one.places, one.rows), integers(one.pieces, 2 * one.piece_count)
+    for first in portions(one.taken, one.rows, ROWS):
+        for row in range(first, min(first + ROWS, one.rows)):
+            source, target = one.values + places[row] * one.pitch, one.out.at + row * one.out.stride * BYTES
+            for piece in range(one.piece_count):
+                count, size = pieces[2 * piece], BYTES * pieces[2 * piece]
+                if pieces[2 * piece + 1]:
+                    size = count // GROUP * GROUP_LINES * BYTES
+                    _restore(source, count // GROUP, target)
+                else:
+                    _copy(source, target, count)
+                source, target = source + size, target + count * BYTES
 
 
 @cfunc("void(voidptr)", cache=True)
