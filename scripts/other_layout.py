@@ -18,7 +18,7 @@ def main() -> int:
     wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     # Before the package reads it.
     os.environ["GREENLOOP_BLOCKS_FOR"] = "AVX2" if wide else "AVX512"
-    return int(pytest.main(["tests/test_native.py"]))
+    return int(pytest.main(["tests/test_native.py", "tests/test_rounded.py"]))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import torch
 
 from conftest import NO_NATIVE, tiny_llama
 from greenloop import native_trial
-from greenloop.decoder import Decoder
-from greenloop.decoder.native import Product, Step, attention, narrow_of, rows, team
+from greenloop.decoder import Decoder, traces
+from greenloop.decoder.native import Product, Rounded, Step, attention, narrow_of, rows, sums, team
 from greenloop.native_trial import TOLERANCE, disagreement, load_and_try, try_native_code
 
 if not team.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
+
+from greenloop.decoder.native import rounded_tile
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +39,26 @@ def test_right_code_is_tried_once():
 def test_code_is_compiled_while_the_model_is_loaded(monkeypatch):
     done: list[str] = []
     monkeypatch.setattr(team, "begin", lambda: done.append("begun"))
-    loaded = SimpleNamespace(model=tiny_llama())
+    loaded = SimpleNamespace(model=tiny_llama(), dtype=torch.float32, device=torch.device("cpu"))
     monkeypatch.setattr(native_trial, "load_model", lambda source, **_: done.append(source) or loaded)
     monkeypatch.setattr(native_trial, "try_native_code", lambda model, say: done.append("tried"))
     assert load_and_try("spec", pytest.fail, dtype="auto", device="cpu") is loaded
     assert done == ["begun", "spec", "tried"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pays", "lines"), [("float32", True, 0), ("float32", False, 1), ("bfloat16", True, 1)]
+)
+def test_a_precision_that_changes_nothing_is_spoken_of(dtype, pays, lines, monkeypatch):
+    loaded = SimpleNamespace(model=tiny_llama(), dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    monkeypatch.setattr(native_trial, "load_model", lambda source, **_: loaded)
+    monkeypatch.setattr(native_trial, "try_native_code", lambda model, say: None)
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: pays)
+    said: list[str] = []
+    with native_trial.matmul_precision("high"):
+        load_and_try("spec", said.append, dtype="auto", device="cpu")
+    assert len(said) == lines
+    assert all("changes nothing here" in line for line in said)
 
 
 def test_trusted_code_is_not_tried_again(monkeypatch):
@@ -93,13 +110,44 @@ def wrong_scales(monkeypatch):
     monkeypatch.setattr("greenloop.decoder.linear.narrow_of", twisted)
 
 
+def wrong_rounded_product(monkeypatch):
+    right = sums.multiply
+
+    def twisted(x, weight, plus=None):
+        return right(x, weight, plus) * (1.1 if isinstance(weight, Rounded) else 1.0)
+
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: True)
+    monkeypatch.setattr(sums, "multiply", twisted)
+
+
+def wrong_kept_values(monkeypatch):
+    right = traces.restored
+
+    def twisted(values, places, pieces, out):
+        right(values, places, pieces, out)
+        out *= 1.1
+
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: True)
+    monkeypatch.setattr(traces, "restored", twisted)
+
+
 def no_numbers(monkeypatch):
     right = rows.normed
     monkeypatch.setattr(rows, "normed", lambda *given: right(*given) * torch.nan)
 
 
 @pytest.mark.parametrize(
-    "break_it", [wrong_product, wrong_step, wrong_attention, wrong_gradient, wrong_scales, no_numbers]
+    "break_it",
+    [
+        wrong_product,
+        wrong_step,
+        wrong_attention,
+        wrong_gradient,
+        wrong_scales,
+        wrong_rounded_product,
+        wrong_kept_values,
+        no_numbers,
+    ],
 )
 def test_each_part_is_looked_at(break_it, monkeypatch):
     break_it(monkeypatch)

@@ -8,7 +8,7 @@ import torch
 from conftest import NO_NATIVE, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop import native_trial
 from greenloop.decoder import Decoder
-from greenloop.decoder.native import Rounded, rounded_tile, sums, team
+from greenloop.decoder.native import Rounded, sums, team
 from greenloop.decoder.native.layout import GROUP, GROUP_LINES, MOST_CODE, PANEL
 from greenloop.decoder.native.rounded import rounded
 from greenloop.decoder.traces import Traces
@@ -18,6 +18,11 @@ from greenloop.recipe import LoraSection
 
 if not team.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
+
+from numba import njit, types
+from numba.extending import intrinsic
+
+from greenloop.decoder.native import rounded_tile
 
 
 @pytest.fixture
@@ -97,6 +102,35 @@ def test_low_ranks_beside_a_rounded_weight_are_as_exact_as_ever():
     torch.testing.assert_close(low, x @ down.T, rtol=1e-5, atol=1e-5)
     expected = values_of(x) @ values_of(weight).T + ((x @ down.T) @ up.T).double()
     assert (out - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("features", [set(), {"avx2", "avx512bw"}, rounded_tile._FEATURES])
+def test_pairs_are_multiplied_alike_with_and_without_an_instruction_for_it(features: set[str], monkeypatch):
+    """Sums of two products of 16-bit integers, one such pair in each of a vector's 32-bit places."""
+    monkeypatch.setattr(rounded_tile, "_FEATURES", features & rounded_tile._FEATURES)
+    vector = rounded_tile.VECTOR
+
+    @intrinsic
+    def dot(typing, x, weights, out):
+        def emit(context, builder, signature, arguments):
+            kind = rounded_tile._INTEGERS.as_pointer()
+            x, weights, out = (builder.inttoptr(address, kind) for address in arguments)
+            total = rounded_tile._dot_of(builder)(*(builder.load(one, align=4) for one in (out, x, weights)))
+            builder.store(total, out, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 3), emit
+
+    @njit
+    def compute(x: int, weights: int, out: int) -> None:
+        dot(x, weights, out)
+
+    generator = torch.Generator().manual_seed(0)
+    x, weights = (torch.randint(-MOST_CODE, MOST_CODE + 1, (vector, 2), generator=generator) for _ in range(2))
+    out = torch.arange(vector, dtype=torch.int32)
+    given = [one.short().contiguous() for one in (x, weights)]
+    compute(*(one.data_ptr() for one in (*given, out)))
+    assert torch.equal(out.long(), torch.arange(vector) + (x * weights).sum(1))
 
 
 @pytest.mark.usefixtures("allowed")

@@ -45,6 +45,8 @@ _PROMPTS = [tuple(range(3, 43)), tuple(range(3, 20)), tuple(range(50, 55))]
 def load_and_try(source: ModelSource, say: Callable[[str], None], *, dtype: str, device: str) -> LoadedModel:
     """`load_model`, then `try_native_code`. What is to be compiled first is compiled while the model is loaded.
 
+    Says so where another `matmul_precision` than the highest was asked for in vain.
+
     Raises:
         UsageError: see `load_model`.
     """
@@ -52,6 +54,12 @@ def load_and_try(source: ModelSource, say: Callable[[str], None], *, dtype: str,
         team.begin()
     loaded = load_model(source, dtype=dtype, device=device)
     try_native_code(loaded.model, say)
+    asked = torch.get_float32_matmul_precision() != "highest"
+    if asked and (loaded.dtype != torch.float32 or (loaded.device.type == "cpu" and not rounds())):
+        say(
+            'matmul_precision = "high" changes nothing here: it is for float32 weights on a GPU or on a processor with '
+            "AVX-512 VNNI or AVX-VNNI"
+        )
     return loaded
 
 

@@ -240,7 +240,8 @@ class Recipe(_Section):
     """Of the base weights; auto is bfloat16 where the hardware computes fast in it."""
     matmul_precision: Literal["highest", "high"] = "highest"
     """Of products of float32 values, as `torch.set_float32_matmul_precision` names it: `high` lets a processor with
-    AVX-512 VNNI multiply in 14 bits and a GPU in TF32, a tenth of bfloat16's error; elsewhere it changes nothing."""
+    AVX-512 VNNI or AVX-VNNI multiply in 14 bits, with a tenth of bfloat16's error, and a GPU in TF32; elsewhere it
+    changes nothing."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
     prompt: PromptSection = PromptSection()

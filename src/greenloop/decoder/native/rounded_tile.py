@@ -57,8 +57,9 @@ _FEATURES = _features()
 
 
 def multiplies_pairs() -> bool:
-    """Whether the processor multiplies and adds up pairs of 16-bit integers in one instruction."""
-    return "avx512vnni" in _FEATURES and (VECTOR == 16 or "avx512vl" in _FEATURES)
+    """Whether the processor multiplies and adds up pairs of 16-bit integers in one instruction, for these vectors."""
+    wide = "avx512vnni" in _FEATURES
+    return wide if VECTOR == 16 else "avxvnni" in _FEATURES or (wide and "avx512vl" in _FEATURES)
 
 
 def _dot_of(builder: Any) -> Callable[[Any, Any, Any], Any]:
