@@ -34,6 +34,28 @@ def emit_call(builder: Any, name: str, define: Callable[[Any], None], arguments:
     builder.call(function, arguments)
 
 
+def define_by_rows(most: int, emit: Callable[[Any, int, Sequence[Any]], None], function: Any) -> None:
+    """Define a function whose first argument says for how many rows, at most so many, it does what `emit` writes.
+
+    Args:
+        most: rows.
+        emit: takes the builder, the rows and the other arguments.
+        function: to be defined.
+    """
+    rows, *operands = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    after = function.append_basic_block("after")
+    switch = builder.switch(rows, after)
+    for count in range(1, most + 1):
+        case = function.append_basic_block(f"rows_{count}")
+        switch.add_case(INT(count), case)
+        builder.position_at_end(case)
+        emit(builder, count, operands)
+        builder.branch(after)
+    builder.position_at_end(after)
+    builder.ret_void()
+
+
 def fma_of(builder: Any) -> Any:
     """The function a * b + c of vectors, rounded once."""
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)

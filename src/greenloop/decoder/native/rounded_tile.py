@@ -24,6 +24,7 @@ from greenloop.decoder.native.instructions import (
     INT,
     SHORT,
     VECTOR,
+    define_by_rows,
     emit_call,
     emit_prefetch,
     float_at,
@@ -123,25 +124,10 @@ def rounded_tile(
     """
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit_call(builder, "greenloop_rounded_tile", _define_tile, arguments)
+        emit_call(builder, "greenloop_rounded_tile", partial(define_by_rows, ROWS, _emit_tile), arguments)
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 11), emit
-
-
-def _define_tile(function: Any) -> None:
-    rows, *operands = function.args
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    after = function.append_basic_block("after")
-    switch = builder.switch(rows, after)
-    for count in range(1, ROWS + 1):
-        case = function.append_basic_block(f"rows_{count}")
-        switch.add_case(INT(count), case)
-        builder.position_at_end(case)
-        _emit_tile(builder, count, operands)
-        builder.branch(after)
-    builder.position_at_end(after)
-    builder.ret_void()
 
 
 def _emit_tile(builder: Any, count: int, operands: Sequence[Any]) -> None:

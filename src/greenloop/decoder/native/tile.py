@@ -22,6 +22,7 @@ from greenloop.decoder.native.instructions import (
     INT,
     SHORT,
     VECTOR,
+    define_by_rows,
     emit_call,
     emit_prefetch,
     float_at,
@@ -110,7 +111,7 @@ def _tile(form: _Form) -> Any:
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            emit_call(builder, form.name, partial(_define_tile, form), arguments)
+            emit_call(builder, form.name, partial(define_by_rows, form.most, partial(_emit_tile, form)), arguments)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 13), emit
@@ -118,22 +119,7 @@ def _tile(form: _Form) -> Any:
     return tile
 
 
-def _define_tile(form: _Form, function: Any) -> None:
-    rows, *operands = function.args
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    after = function.append_basic_block("after")
-    switch = builder.switch(rows, after)
-    for count in range(1, form.most + 1):
-        case = function.append_basic_block(f"rows_{count}")
-        switch.add_case(INT(count), case)
-        builder.position_at_end(case)
-        _emit_tile(builder, form, count, operands)
-        builder.branch(after)
-    builder.position_at_end(after)
-    builder.ret_void()
-
-
-def _emit_tile(builder: Any, form: _Form, count: int, operands: Sequence[Any]) -> None:
+def _emit_tile(form: _Form, builder: Any, count: int, operands: Sequence[Any]) -> None:
     """The loop over the inputs for a fixed number of rows: sums[row] += x[row, k] * block[k]."""
     x, x_stride, block, line, width, out, out_stride, ahead, ahead_step, start, start_stride, apart = operands
     fma, packed = fma_of(builder), form.packed
