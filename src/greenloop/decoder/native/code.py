@@ -18,6 +18,7 @@ from greenloop.decoder.native.parts import (
     REORDERED,
     add_packed,
     add_tiles,
+    copy,
     floats,
     integers,
     inverse_norm,
@@ -25,12 +26,13 @@ from greenloop.decoder.native.parts import (
     open_gate,
     pack,
     portions,
+    round_groups,
     scale,
     soften,
     turn,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
-from greenloop.decoder.native.rounded_tile import round_group, rounded_tile
+from greenloop.decoder.native.rounded_tile import rounded_tile
 from greenloop.decoder.native.tile import (
     LINE,
     WEIGHTS,
@@ -156,12 +158,8 @@ def _round(one: Any, x: Any, first: int, rows: int, linear: Any) -> None:
         tile(rows, at, x.stride, weight, LINE, width, low, x.stride, weight, 0, 0, 0, 0)
     for row in range(rows):
         source, target = at + row * x.stride * BYTES, one.packed + (first + row) * pitch
-        for group in range(groups):
-            round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
-        low = floats(source + width * BYTES, linear.rank)
-        behind = floats(target + groups * GROUP_LINES * BYTES, linear.rank)
-        for i in range(linear.rank):
-            behind[i] = low[i]
+        round_groups(source, target, groups)
+        copy(source + width * BYTES, target + groups * GROUP_LINES * BYTES, linear.rank)
 
 
 @njit
@@ -197,12 +195,9 @@ def _keep(one: Any, number: int, row: int, offset: int, source: int, count: int)
         if place:
             at = place + (number * one.kept_layer + offset) * BYTES
             if size != count:
-                for group in range(count // GROUP):
-                    round_group(source + group * GROUP * BYTES, at + group * GROUP_LINES * BYTES)
+                round_groups(source, at, count // GROUP)
             else:
-                target, values = floats(at, count), floats(source, count)
-                for i in range(count):
-                    target[i] = values[i]
+                copy(source, at, count)
     return offset + size
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numba import carray, njit
 
 from greenloop.decoder.native.instructions import BYTES
-from greenloop.decoder.native.layout import BESIDE, FLAT, ROWS, TILE
+from greenloop.decoder.native.layout import BESIDE, FLAT, GROUP, GROUP_LINES, ROWS, TILE
+from greenloop.decoder.native.rounded_tile import round_group
 from greenloop.decoder.native.tile import (
     LINE,
     QUARTET,
@@ -46,6 +47,21 @@ def floats(address: int, count: int) -> Any:
 def integers(address: int, count: int) -> Any:
     """The int64 values at an address."""
     return carray(pointer(address), count, np.int64)
+
+
+@njit
+def copy(source: int, target: int, count: int) -> None:
+    """So many float32 values from an address to another."""
+    values, out = floats(source, count), floats(target, count)
+    for i in range(count):
+        out[i] = values[i]
+
+
+@njit
+def round_groups(source: int, target: int, groups: int) -> None:
+    """`round_group` for so many that stand side by side."""
+    for group in range(groups):
+        round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
 
 
 @njit

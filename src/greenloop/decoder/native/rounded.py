@@ -62,7 +62,7 @@ def rounded(x: Tensor, out: Tensor | None = None) -> Tensor:
         out: where to put them.
     """
     out, taken = space_for(x) if out is None else out, np.zeros(1, dtype=np.int64)
-    one = record(ROUNDING, rounding(x, out) | {"taken": taken.ctypes.data})
+    one = record(ROUNDING, rounding(x, out, taken.ctypes.data))
     run(compiled("sums_code").round_rows.address, one.ctypes.data, torch.get_num_threads())
     return out
 
@@ -96,7 +96,7 @@ def space_for(x: Tensor) -> Tensor:
     return torch.empty(len(x), rounded_size(x.shape[1]), dtype=torch.int32)
 
 
-def rounding(x: Tensor, out: Tensor) -> dict[str, object]:
-    """The fields of a ROUNDING record but for the count."""
-    fields = {"rows": len(x), "x": place(x), "groups": x.shape[1] // GROUP}
-    return fields | {"out": out.data_ptr(), "pitch": out.stride(0) * out.element_size()}
+def rounding(x: Tensor, out: Tensor, taken: int) -> dict[str, object]:
+    """The fields of a ROUNDING record; `taken` is the address of an int64 0."""
+    to = {"out": out.data_ptr(), "pitch": out.stride(0) * out.element_size(), "taken": taken}
+    return {"rows": len(x), "x": place(x), "groups": x.shape[1] // GROUP, **to}

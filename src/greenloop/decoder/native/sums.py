@@ -121,7 +121,7 @@ def _summed(x: Tensor, weight: Tensor | Rounded, plus: Tensor | None, fields: di
     entered, taken, met, rounds = (state[number:].ctypes.data for number in range(4))
     if isinstance(weight, Rounded):
         space = space_for(x)
-        fields = fields | {"rounding": rounding(x, space) | {"taken": rounds}}
+        fields = fields | {"rounding": rounding(x, space, rounds)}
         first = {"weight": weight.blocks.data_ptr(), "rounded": 1, "width": weight.inputs}
     else:
         first = _factors(weight)

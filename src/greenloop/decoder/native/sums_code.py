@@ -9,9 +9,9 @@ from numba import carray, cfunc, njit
 
 from greenloop.decoder.native.instructions import BYTES
 from greenloop.decoder.native.layout import GROUP, GROUP_LINES, LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
-from greenloop.decoder.native.parts import add_tiles, floats, integers, meet, portions
+from greenloop.decoder.native.parts import add_tiles, copy, floats, integers, meet, portions, round_groups
 from greenloop.decoder.native.records import OUTER, OUTERS, RESTORING, ROUNDING, SUM
-from greenloop.decoder.native.rounded_tile import round_group, rounded_tile
+from greenloop.decoder.native.rounded_tile import rounded_tile
 from greenloop.decoder.native.tile import (
     LINE,
     TURN,
@@ -140,8 +140,7 @@ def _round(one: Any) -> None:
     for first in portions(one.taken, one.rows, ROWS):
         for row in range(first, min(first + ROWS, one.rows)):
             source, target = one.x.at + row * one.x.stride * BYTES, one.out + row * one.pitch
-            for group in range(one.groups):
-                round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
+            round_groups(source, target, one.groups)
 
 
 @njit
@@ -188,14 +187,6 @@ def _restore(source: int, groups: int, target: int) -> None:
             out[i] = np.float32(codes[i]) * scale
 
 
-@njit
-def _copy(source: int, target: int, count: int) -> None:
-    """So many values as they are."""
-    values, out = floats(source, count), floats(target, count)
-    for i in range(count):
-        out[i] = values[i]
-
-
 @cfunc("void(voidptr)", cache=True)
 def add_products(argument: Any) -> None:
     """One thread's part of what a SUM record describes."""
@@ -231,7 +222,7 @@ def restore_rows(argument: Any) -> None:
                     size = count // GROUP * GROUP_LINES * BYTES
                     _restore(source, count // GROUP, target)
                 else:
-                    _copy(source, target, count)
+                    copy(source, target, count)
                 source, target = source + size, target + count * BYTES
 
 
