@@ -21,11 +21,11 @@ from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out,
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
 from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS, PANEL
-from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
+from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention, _rounded
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
-from greenloop.native_trial import in_few_bits, random_model
+from greenloop.native_trial import in_few_bits, matmul_precision, random_model
 
 if not team_module.available():
     pytest.skip(NO_NATIVE, allow_module_level=True)
@@ -33,6 +33,8 @@ if not team_module.available():
 from numba import njit
 from numba.core.ccallback import CFunc
 
+from greenloop.decoder.native import rounded_tile
+from greenloop.decoder.native.parts import round_spread
 from greenloop.decoder.native.tile import _Form, _tile, _whole
 
 Trees = list[list[tuple[int, int]]]
@@ -107,7 +109,11 @@ def pairs_of_logits(
     sizes = {"rows": 9, "slots": 3, "prompt_tokens": 40, "new_tokens": steps + 2}
     plain, blocked = KVCache(decoder, **sizes), BlockedCache(decoder, **sizes)
     for places in (blocked.prompt_k, blocked.prompt_v, blocked.own_k, blocked.own_v):
-        places.fill_(torch.nan)
+        places.fill_(torch.iinfo(torch.int16).min if decoder.rounds else torch.nan)
+    for scales in (blocked.prompt_scales, blocked.own_scales):
+        assert (scales is not None) == decoder.rounds
+        if scales is not None:
+            scales.fill_(torch.nan)
     lengths = [len(prompt) for prompt in PROMPTS]
     tokens = torch.tensor([token for prompt in PROMPTS for token in prompt])
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -156,6 +162,47 @@ def test_a_step_reads_long_strips_several_blocks_at_a_time():
     found = pairs_of_logits(random_model(), steps=BESIDE * LANES + 3)
     for expected, logits in found:
         torch.testing.assert_close(logits, expected, atol=5e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [18, BESIDE * LANES + 3])
+def test_a_step_reads_keys_and_values_of_16_bits(steps: int, monkeypatch):
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: True)
+    with matmul_precision("high"):
+        found = pairs_of_logits(random_model(), steps=steps)
+    differences = [(logits - expected).abs().mean() / expected.abs().mean() for expected, logits in found]
+    assert 0 < min(differences) < max(differences) < 1e-3
+
+
+def test_a_key_is_rounded_alike_behind_a_prompt_and_in_it():
+    """Also zeros and next to nothing, which become zeros; what is no number makes no number of all."""
+
+    @njit
+    def rounded(values: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> None:
+        round_spread(values, codes.ctypes.data, 3 * LANES, 2, scale.ctypes.data)
+
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 9)[:, None]
+    x[2], x[3], x[4, 5], x[5, 6] = 0.0, 1e-38, torch.nan, torch.inf
+    codes, scales = _rounded(x)
+    finite = scales.isfinite()
+    assert finite.tolist() == [True] * 4 + [False] * 2 + [True] * 3
+    assert not codes[2:4].any()
+    assert (
+        (codes[finite].double() * scales[finite, None].double() - x[finite].double())
+        .abs()
+        .amax(1)
+        .le(0.50001 * scales[finite] + 1e-30)
+        .all()
+    )
+    for number in range(len(x)):
+        spread, scale = np.zeros((4, 3 * LANES), dtype=np.int16), np.zeros(1, dtype=np.float32)
+        rounded(x[number].numpy(), spread, scale)
+        assert bool(np.isfinite(scale[0])) == bool(finite[number])
+        if finite[number]:
+            assert scale[0] == pytest.approx(float(scales[number]), rel=1e-6)
+            # Half a code may go either way.
+            assert np.abs(spread[:, : 2 * LANES : 2].ravel() - codes[number].numpy().astype(int)).max() <= 1
+            assert not spread[:, 1::2].any()
+            assert not spread[:, 2 * LANES :].any()
 
 
 def test_a_step_reads_bfloat16_weights_and_rounds_less_than_the_decoder():

@@ -27,9 +27,11 @@ from greenloop.decoder.native.parts import (
     pack,
     portions,
     round_groups,
+    round_spread,
     scale,
     soften,
     turn,
+    weigh,
 )
 from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
 from greenloop.decoder.native.rounded_tile import rounded_tile
@@ -46,6 +48,7 @@ from greenloop.decoder.native.tile import (
     widen_halves,
 )
 
+SHORT_BYTES = 2
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
 
@@ -268,47 +271,57 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     """One KV head of the rows that `order` lists from `begin` on, all of one slot.
 
     The query heads of all rows are one matrix; both products of attention are products with blocks, because keys lie
-    as [S / 16, D, 16] and values as [D / 16, S, 16].
+    as [S / 16, D, 16] and values as [D / 16, S, 16]. Where they are integers a key's scale is a factor of its score,
+    and a value's of its weight.
     """
+    rounded = layer.own_k_scales != 0
+    line = LINE // 2 if rounded else LINE
     width, group = one.head_width, one.heads
     queries, places = rows * group, one.prompt_places + one.own_places
     query, scores = scratch, scratch + queries * width * BYTES
     over_prompt = scores + queries * places * BYTES
     over_own = over_prompt + queries * width * BYTES
     order, own = integers(one.order, one.rows), integers(one.own, one.rows)
-    strip = one.own_places * width * BYTES
+    strip = one.own_places * width
     for place in range(rows):
         row = order[begin + place]
         offset = (row * one.kv_heads + head) * strip
-        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, offset)
+        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, offset, over_own)
 
     prompt = integers(one.prompts, slot + 1)[slot]
-    at = (slot * one.kv_heads + head) * one.prompt_places * width * BYTES
-    apart, blocks = width * LINE, (prompt + LANES - 1) // LANES
-    add_tiles(query, width, queries, layer.prompt_k + at, apart, blocks, LINE, width, scores, places, False)
+    behind = (slot * one.kv_heads + head) * one.prompt_places
+    at, apart, blocks = behind * width * (line // LANES), width * line, (prompt + LANES - 1) // LANES
+    _add_blocks(query, width, queries, layer.prompt_k + at, apart, blocks, line, width, scores, places)
     for place in range(rows):
         row = order[begin + place]
-        mine = layer.own_k + (row * one.kv_heads + head) * strip
+        mine = layer.own_k + (row * one.kv_heads + head) * strip * (line // LANES)
         first = place * group
         target, queries_at = scores + (first * places + one.prompt_places) * BYTES, query + first * width * BYTES
         blocks = own[row] // LANES + 1
-        add_tiles(queries_at, width, group, mine, apart, blocks, LINE, width, target, places, False)
+        _add_blocks(queries_at, width, group, mine, apart, blocks, line, width, target, places)
 
     for number in range(queries):
-        soften(
-            floats(scores + number * places * BYTES, prompt),
-            floats(scores + (number * places + one.prompt_places) * BYTES, own[order[begin + number // group]] + 1),
-        )
+        row = order[begin + number // group]
+        first_scores = floats(scores + number * places * BYTES, prompt)
+        second_scores = floats(scores + (number * places + one.prompt_places) * BYTES, own[row] + 1)
+        mine = (row * one.kv_heads + head) * one.own_places * BYTES
+        if rounded:
+            weigh(first_scores, floats(layer.prompt_k_scales + behind * BYTES, prompt))
+            weigh(second_scores, floats(layer.own_k_scales + mine, own[row] + 1))
+        soften(first_scores, second_scores)
+        if rounded:
+            weigh(first_scores, floats(layer.prompt_v_scales + behind * BYTES, prompt))
+            weigh(second_scores, floats(layer.own_v_scales + mine, own[row] + 1))
 
-    values, apart, blocks = layer.prompt_v + at, one.prompt_places * LINE, width // LANES
-    add_tiles(scores, places, queries, values, apart, blocks, LINE, prompt, over_prompt, width, False)
+    values, apart, blocks = layer.prompt_v + at, one.prompt_places * line, width // LANES
+    _add_blocks(scores, places, queries, values, apart, blocks, line, prompt, over_prompt, width)
     for place in range(rows):
         row = order[begin + place]
-        mine = layer.own_v + (row * one.kv_heads + head) * strip
+        mine = layer.own_v + (row * one.kv_heads + head) * strip * (line // LANES)
         first = place * group
         weights, target = scores + (first * places + one.prompt_places) * BYTES, over_own + first * width * BYTES
-        apart = one.own_places * LINE
-        add_tiles(weights, places, group, mine, apart, blocks, LINE, own[row] + 1, target, width, False)
+        apart = one.own_places * line
+        _add_blocks(weights, places, group, mine, apart, blocks, line, own[row] + 1, target, width)
         first_sum = floats(over_prompt + first * width * BYTES, group * width)
         second_sum = floats(over_own + first * width * BYTES, group * width)
         mixed = floats(one.mixed.at + (row * one.mixed.stride + head * group * width) * BYTES, group * width)
@@ -316,9 +329,31 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
             mixed[i] = first_sum[i] + second_sum[i]
 
 
+@njit
+def _add_blocks(
+    x: int, stride: int, rows: int, first: int, apart: int, blocks: int, line: int, width: int, out: int, step: int
+) -> None:
+    """`add_tiles` for keys and values, float32 or integers."""
+    if line == LINE:
+        add_tiles(x, stride, rows, first, apart, blocks, line, width, out, step, False)
+    else:
+        add_tiles(x, stride, rows, first, apart, blocks, line, width, out, step, False, True)
+
+
 @njit(fastmath=REORDERED)
-def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int, strip: int) -> None:
-    """Turn a row's queries and key by its position; put key and value into its strip."""
+def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int, strip: int, space: int) -> None:
+    """Turn a row's queries and key by its position; put key and value into its strip.
+
+    Args:
+        one: the record.
+        layer: its record.
+        head: of keys and values.
+        row: of the step.
+        position: of its token in the strip.
+        query: space for the queries.
+        strip: values before the strip.
+        space: for a key.
+    """
     width, group = one.head_width, one.heads
     half = width // 2
     cos, sin = floats(one.cos + row * half * BYTES, half), floats(one.sin + row * half * BYTES, half)
@@ -335,13 +370,22 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
         turn(projected[source : source + width], cos, sin, whole, factor, floats(query + number * width * BYTES, width))
     source = (heads + head) * width
     block, lane = position // LANES, position % LANES
-    keys = floats(layer.own_k + strip, one.own_places * width)
+    if layer.own_k_scales:
+        place, key = (strip // width + position) * BYTES, floats(space, width)
+        turn(projected[source : source + width], cos, sin, whole, whole, key)
+        codes = layer.own_k + (strip + block * width * LANES + lane) * SHORT_BYTES
+        round_spread(key, codes, LANES * LANES, LANES, layer.own_k_scales + place)
+        value = projected[source + one.kv_heads * width : source + one.kv_heads * width + width]
+        codes = layer.own_v + (strip + position * LANES) * SHORT_BYTES
+        round_spread(value, codes, one.own_places * LANES, 1, layer.own_v_scales + place)
+        return
+    keys = floats(layer.own_k + strip * BYTES, one.own_places * width)
     for i in range(half):
         left, right = projected[source + i], projected[source + half + i]
         keys[(block * width + i) * LANES + lane] = left * cos[i] - right * sin[i]
         keys[(block * width + half + i) * LANES + lane] = right * cos[i] + left * sin[i]
     source = (heads + one.kv_heads + head) * width
-    values = floats(layer.own_v + strip, one.own_places * width)
+    values = floats(layer.own_v + strip * BYTES, one.own_places * width)
     for i in range(width):
         values[((i // LANES) * one.own_places + position) * LANES + i % LANES] = projected[source + i]
 

@@ -36,6 +36,10 @@ GROUP_LINES = GROUP // 2 + 1
 """Of a rounded group, four bytes an output: pairs of codes, then the scale."""
 MOST_CODE = 8191
 """The greatest code of a rounded value: a group's products of two such add up to less than 2 ** 31."""
+MOST_SHORT = 32767
+"""The greatest code of a key or a value of attention, which is float32 again before anything is added up."""
+LEAST = 1e-30
+"""Values without a greater one are rounded to zeros: the reciprocal of less would not be finite."""
 STRIP = 128
 """Rows of a block of columns that are multiplied together: at most 24 KiB, which stay in a processor's first cache."""
 BIN = 256

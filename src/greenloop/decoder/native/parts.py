@@ -9,7 +9,17 @@ import numpy as np
 from numba import carray, njit
 
 from greenloop.decoder.native.instructions import BYTES
-from greenloop.decoder.native.layout import BESIDE, FLAT, GROUP, GROUP_LINES, ROWS, TILE
+from greenloop.decoder.native.layout import (
+    BESIDE,
+    FLAT,
+    GROUP,
+    GROUP_LINES,
+    LANES,
+    LEAST,
+    MOST_SHORT,
+    ROWS,
+    TILE,
+)
 from greenloop.decoder.native.rounded_tile import round_group
 from greenloop.decoder.native.tile import (
     LINE,
@@ -17,6 +27,7 @@ from greenloop.decoder.native.tile import (
     WEIGHTS,
     add_atomically,
     call,
+    flat_short_tile,
     flat_tile,
     half_tile,
     interleaved,
@@ -25,6 +36,7 @@ from greenloop.decoder.native.tile import (
     packed_tile,
     pointer,
     power_of_two,
+    short_tile,
     tile,
     whole_tile,
 )
@@ -62,6 +74,36 @@ def round_groups(source: int, target: int, groups: int) -> None:
     """`round_group` for so many that stand side by side."""
     for group in range(groups):
         round_group(source + group * GROUP * BYTES, target + group * GROUP_LINES * BYTES)
+
+
+@njit(error_model="numpy", fastmath=REORDERED)
+def round_spread(values: Any, codes: int, apart: int, step: int, scale: int) -> None:
+    """Round a token's key or value to integers and one scale, which is NaN or infinite where a value is.
+
+    Args:
+        values: [D] float32.
+        codes: address of the first int16.
+        apart: codes from one of 16 to the next.
+        step: codes from a value to the next of those 16.
+        scale: address.
+    """
+    most, strange = np.float32(0.0), np.float32(0.0)
+    for i in range(values.size):
+        most = larger(abs(values[i]), most)
+        strange += values[i] * np.float32(0.0)
+    inverse = np.float32(MOST_SHORT) / most if most > np.float32(LEAST) else np.float32(0.0)
+    for block in range(values.size // LANES):
+        out = carray(pointer(codes + block * apart * 2), (LANES - 1) * step + 1, np.int16)
+        for i in range(LANES):
+            out[i * step] = np.int16(np.rint(values[block * LANES + i] * inverse))
+    floats(scale, 1)[0] = most * np.float32(1.0 / MOST_SHORT) + strange
+
+
+@njit(fastmath=REORDERED)
+def weigh(x: Any, factors: Any) -> None:
+    """x times factors, in place."""
+    for i in range(x.size):
+        x[i] *= factors[i]
 
 
 @njit
@@ -182,8 +224,9 @@ def add_tiles(
     out: int,
     out_stride: int,
     adding: bool,
+    short: Any = None,
 ) -> None:
-    """The products of all rows with float32 blocks, whose outputs stand side by side.
+    """The products of all rows with blocks, whose outputs stand side by side.
 
     Args:
         x: the first row.
@@ -197,6 +240,7 @@ def add_tiles(
         out: the first row's outputs.
         out_stride: values from a row's outputs to the next row's.
         adding: to what stands there.
+        short: None for float32 blocks; True for blocks of 16-bit integers, which is compiled apart.
     """
     block = 0
     while block < blocks:
@@ -206,12 +250,19 @@ def add_tiles(
             count, at = min(most, rows - row), x + row * x_stride * BYTES
             target = out + row * out_stride * BYTES + block * LINE
             start = target if adding else 0
-            if together:
-                flat_tile(
+            if short is None:
+                if together:
+                    flat_tile(
+                        count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, apart
+                    )
+                else:
+                    tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
+            elif together:
+                flat_short_tile(
                     count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, apart
                 )
             else:
-                tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
+                short_tile(count, at, x_stride, begin, line, width, target, out_stride, begin, 0, start, out_stride, 0)
         block += BESIDE if together else 1
 
 

@@ -67,10 +67,14 @@ LAYER = np.dtype(
         ("mlp_norm", "i8"),
         ("gate_up", LINEAR),
         ("down", LINEAR),
-        ("prompt_k", "i8"),  # the layer's part of a BlockedCache, as are the next three
+        ("prompt_k", "i8"),  # the layer's part of a BlockedCache, as are the next seven
         ("prompt_v", "i8"),
         ("own_k", "i8"),
         ("own_v", "i8"),
+        ("prompt_k_scales", "i8"),  # 0 where keys and values are float32
+        ("prompt_v_scales", "i8"),
+        ("own_k_scales", "i8"),
+        ("own_v_scales", "i8"),
     ]
 )
 """A decoder layer and its keys and values."""

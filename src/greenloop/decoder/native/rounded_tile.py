@@ -32,7 +32,7 @@ from greenloop.decoder.native.instructions import (
     spread,
     vector_at,
 )
-from greenloop.decoder.native.layout import GROUP, GROUP_LINES, MOST_CODE, OUTPUTS, ROWS
+from greenloop.decoder.native.layout import GROUP, GROUP_LINES, LEAST, MOST_CODE, OUTPUTS, ROWS
 
 _PAIRS = GROUP // 2
 _LINE = OUTPUTS * BYTES
@@ -40,8 +40,6 @@ _TURNS = 4
 """Pairs of inputs that are taken at a time."""
 _FETCHES = -(-_LINE // 64)
 """Lines of a cache that are fetched while a line of a block is read."""
-_LEAST = 1e-30
-"""Groups without a greater value are zeros: the reciprocal of less would not be finite."""
 
 _INTEGERS = ir.VectorType(SHORT, VECTOR)
 _HALVES = ir.VectorType(ir.IntType(16), 2 * VECTOR)
@@ -239,7 +237,7 @@ def _define_round(function: Any) -> None:
     reduce = cgutils.get_or_insert_function(module, kind, f"llvm.vector.reduce.umax.v{VECTOR}i32")
     most = builder.bitcast(builder.call(reduce, [largest]), FLOAT)
     inverse = builder.fdiv(FLOAT(MOST_CODE), most)
-    inverse = builder.select(builder.fcmp_ordered(">", most, FLOAT(_LEAST)), inverse, FLOAT(0.0))
+    inverse = builder.select(builder.fcmp_ordered(">", most, FLOAT(LEAST)), inverse, FLOAT(0.0))
     rint = cgutils.get_or_insert_function(module, ir.FunctionType(FLOATS, [FLOATS]), f"llvm.rint.v{VECTOR}f32")
     shorts = ir.VectorType(ir.IntType(16), VECTOR)
     for value, begin in zip(values, begins, strict=True):

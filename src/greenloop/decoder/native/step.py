@@ -27,7 +27,7 @@ CHUNK = 4
 
 
 class Cache(Protocol):
-    """Keys and values in blocks."""
+    """Keys and values in blocks, float32, or int16 with a float32 scale for each token of a head."""
 
     prompt_k: Tensor
     """[L, slots, Hkv, S / 16, D, 16]."""
@@ -37,6 +37,10 @@ class Cache(Protocol):
     """[L, rows, Hkv, T / 16, D, 16]."""
     own_v: Tensor
     """[L, rows, Hkv, D / 16, T, 16]."""
+    prompt_scales: Tensor | None
+    """[2, L, slots, Hkv, S] of keys and of values; None where they are float32."""
+    own_scales: Tensor | None
+    """[2, L, rows, Hkv, T]."""
 
 
 def fits(decoder: Decoder) -> bool:
@@ -168,6 +172,9 @@ class Step:
                 fields[name] = _linear(getattr(layer, name))
             for name in ("prompt_k", "prompt_v", "own_k", "own_v"):
                 fields[name] = getattr(self.cache, name)[number].data_ptr()
+            for name, scales in (("prompt", self.cache.prompt_scales), ("own", self.cache.own_scales)):
+                if scales is not None:
+                    fields[f"{name}_k_scales"], fields[f"{name}_v_scales"] = (one[number].data_ptr() for one in scales)
             records[number : number + 1] = record(LAYER, fields)
         return records
 

@@ -198,10 +198,19 @@ def _half(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     return builder.bitcast(bits, ir.VectorType(FLOAT, count))
 
 
+def _short(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
+    """So many 16-bit integers as float32."""
+    at = builder.add(address, INT(begin * BYTES // 2))
+    read = builder.load(builder.inttoptr(at, ir.VectorType(ir.IntType(16), count).as_pointer()), align=BYTES // 2)
+    return builder.sitofp(builder.sext(read, ir.VectorType(SHORT, count)), ir.VectorType(FLOAT, count))
+
+
 tile = _tile(_Form(_whole, TILE, LANES))
 """Products of a few rows with one block of 16 float32 outputs."""
 flat_tile = _tile(_Form(_whole, FLAT, LANES, beside=BESIDE))
 """Products of fewer rows with several such blocks: fewer values are read for a sum."""
+short_tile, flat_short_tile = _tile(_Form(_short, TILE, LANES)), _tile(_Form(_short, FLAT, LANES, beside=BESIDE))
+"""Both for blocks of 16-bit integers."""
 plain_tile = _tile(_Form(_whole, ROWS, OUTPUTS))
 """Products of a few rows with one block of float32 weights."""
 low_tile = _tile(_Form(_whole, ROWS, LANES, packed=True))
