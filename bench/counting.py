@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from greenloop.decoder import Decoder
 from greenloop.decoder.native.layout import FEW
+from greenloop.engine.cache import BlockedCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,10 @@ class Sizes:
     kv_width: int
     """Keys and values of one token in all layers, elements."""
     element_bytes: int
+    base_bytes: int
+    """Of all layers' weights and the head without adapters, as products read them."""
+    kept_bytes: float
+    """Of an element of the keys and values that decode steps read."""
     spared_bytes: int
     """That few rows need not read, where native code reads weights in few bits."""
 
@@ -41,16 +46,22 @@ class Sizes:
         """Of this decoder."""
         linears = [fused for layer in decoder.layers for fused in layer.linears]
         adapter = sum(weight.numel() for fused in linears for weight in fused.adapter())
-        base = sum(fused.weight.shape[0] * fused.in_features for fused in linears)
-        narrow = [(fused.base, fused.narrow) for fused in (*linears, decoder.lm_head) if decoder.native]
-        depth, width = len(decoder.layers), decoder.head_width
+        base = sum(fused.base.numel() for fused in linears)
+        every = (*linears, decoder.lm_head)
+        rounded = [(fused.base, fused.rounded()) for fused in every]
+        narrow = [(fused.base, fused.narrow) for fused in every if decoder.native]
+        depth, width, element = len(decoder.layers), decoder.head_width, decoder.head.element_size()
         return cls(
             layer_weights=base + adapter,
             adapter_weights=adapter,
             head_weights=decoder.head.numel(),
             attention_width=depth * decoder.heads * width,
             kv_width=2 * depth * decoder.kv_heads * width,
-            element_bytes=decoder.head.element_size(),
+            element_bytes=element,
+            base_bytes=sum(whole.numel() * element if few is None else few.blocks.nbytes for whole, few in rounded),
+            kept_bytes=BlockedCache.bytes_per_token(decoder) / (2 * depth * decoder.kv_heads * width)
+            if decoder.rounds
+            else element,
             spared_bytes=sum(whole.nbytes - few.nbytes for whole, few in narrow if few is not None),
         )
 
@@ -58,13 +69,14 @@ class Sizes:
         """`tokens` through the layers, `scored` of them through the head, `pairs` of query and key attended."""
         weights = self.layer_weights if adapted else self.layer_weights - self.adapter_weights
         flops = 2 * tokens * weights + 2 * scored * self.head_weights + 4 * pairs * self.attention_width
-        return Cost(flops, self.element_bytes * (weights + self.head_weights + tokens * self.kv_width))
+        adapter_bytes = self.element_bytes * self.adapter_weights if adapted else 0
+        return Cost(flops, self.base_bytes + adapter_bytes + self.element_bytes * tokens * self.kv_width)
 
     def decode_step(self, rows: int, groups: int, prompt: float, own: float) -> Cost:
         """One token for each row, with `own` tokens before it and a prompt that its group shares."""
         forward = self.forward(rows, rows, rows * (prompt + own))
         read_bytes = forward.bytes - (self.spared_bytes if rows <= FEW else 0)
-        return Cost(forward.flops, read_bytes + self.element_bytes * self.kv_width * (groups * prompt + rows * own))
+        return Cost(forward.flops, read_bytes + self.kept_bytes * self.kv_width * (groups * prompt + rows * own))
 
     def update(self, tokens: int, scored: int, pairs: float) -> Cost:
         """Forward and backward with frozen base weights.

@@ -8,10 +8,13 @@ from bench.counting import Sizes, group_pairs
 from conftest import NO_NATIVE, train_through_torch, with_adapter
 from greenloop.decoder import Decoder
 from greenloop.decoder.native import team
-from greenloop.decoder.native.layout import FEW
+from greenloop.decoder.native.layout import FEW, GROUP, whole_blocks
 from greenloop.learn.packing import pack
 from greenloop.learn.policy import Policy
-from greenloop.native_trial import random_model
+from greenloop.native_trial import matmul_precision, random_model
+
+if team.available():
+    from greenloop.decoder.native import rounded_tile
 
 PROMPT, SAMPLES, NEW_TOKENS = 24, 3, 9
 
@@ -30,6 +33,24 @@ def test_few_rows_read_less_where_native_code_does():
     few, more = (sizes.decode_step(FEW, 1, 10, 5).bytes for sizes in (found, plainly))
     assert more - few == spared
     assert found.decode_step(FEW + 1, 1, 10, 5) == plainly.decode_step(FEW + 1, 1, 10, 5)
+
+
+@pytest.mark.skipif(not team.available(), reason=NO_NATIVE)
+def test_rounded_weights_and_what_is_kept_of_them_count_with_their_scales(monkeypatch):
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: True)
+    whole = Sizes.of(Decoder(random_model()))
+    with matmul_precision("high"):
+        decoder = Decoder(random_model())
+    sizes, outputs = Sizes.of(decoder), 0
+    for fused in (*(fused for layer in decoder.layers for fused in layer.linears), decoder.lm_head):
+        outputs += whole_blocks(len(fused.base)) * fused.in_features
+    # 16 bits and a scale of 32 for a group; keys and values have one for the 64 of a head.
+    assert sizes.base_bytes == outputs * (2 + 4 / GROUP)
+    assert whole.base_bytes == 4 * (whole.layer_weights - whole.adapter_weights + whole.head_weights)
+    read = sizes.decode_step(FEW + 1, 1, 10, 5).bytes - sizes.forward(FEW + 1, FEW + 1, 1).bytes
+    assert read == (2 + 4 / 64) * sizes.kv_width * (10 + 5 * (FEW + 1))
+    assert sizes.spared_bytes == 0
+    assert sizes.forward(9, 9, 50).flops == whole.forward(9, 9, 50).flops
 
 
 def test_a_groups_pairs_are_those_of_the_tree_mask():

@@ -1,8 +1,11 @@
 """The decoder's kernels equal plain operations, and only what it computes is called supported."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from conftest import tiny_llama, tiny_qwen2, with_adapter
 from greenloop.decoder import Decoder, supported
@@ -31,6 +34,22 @@ def test_both_attentions_and_the_join_of_two_halves_equal_one_softmax(dtype: tor
         assert (whole.log_total.double() - scores.logsumexp(dim=-1)).abs().max() < bound
         parts = [kernel(query, key[:, :, s], value[:, :, s], mask[..., s], 0.25) for s in (slice(0, 4), slice(4, 9))]
         assert (joined(*parts).double() - expected).abs().max() < bound
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen2])
+def test_a_decoder_leaves_the_models_file(make, tmp_path):
+    """So that the weights are in memory once: not as the file's pages beside the fused copy."""
+
+    def mapped() -> bool:
+        return str(tmp_path) in Path("/proc/self/maps").read_text()
+
+    make().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).requires_grad_(False)
+    assert mapped()
+    Decoder(model)
+    assert not mapped()
+    tokens = torch.arange(3, 12)[None]
+    assert torch.equal(model(tokens).logits, make()(tokens).logits)
 
 
 @pytest.mark.parametrize(("dtype", "relative", "absolute"), [(torch.bfloat16, 0.01, 0.05), (torch.float32, 1e-5, 1e-5)])

@@ -57,6 +57,8 @@ def test_a_precision_that_changes_nothing_is_spoken_of(dtype, pays, lines, monke
     said: list[str] = []
     with native_trial.matmul_precision("high"):
         load_and_try("spec", said.append, dtype="auto", device="cpu")
+        # What a run and its card say.
+        assert native_trial.precision_of(loaded) == ("highest" if lines else "high")
     assert len(said) == lines
     assert all("changes nothing here" in line for line in said)
 

@@ -6,10 +6,9 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from greenloop import __version__, tuning
 from greenloop.models.load import LoadedModel
+from greenloop.native_trial import precision_of
 from greenloop.types import TaskSet
 
 
@@ -36,7 +35,7 @@ def machine(loaded: LoadedModel) -> dict[str, Any]:
         "cores": tuning.cores(),
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_precision": precision_of(loaded),
     }
 
 

@@ -54,13 +54,19 @@ def load_and_try(source: ModelSource, say: Callable[[str], None], *, dtype: str,
         team.begin()
     loaded = load_model(source, dtype=dtype, device=device)
     try_native_code(loaded.model, say)
-    asked = torch.get_float32_matmul_precision() != "highest"
-    if asked and (loaded.dtype != torch.float32 or (loaded.device.type == "cpu" and not rounds())):
+    if precision_of(loaded) != torch.get_float32_matmul_precision():
         say(
             'matmul_precision = "high" changes nothing here: it is for float32 weights on a GPU or on a processor with '
             "AVX-512 VNNI or AVX-VNNI"
         )
     return loaded
+
+
+def precision_of(loaded: LoadedModel) -> str:
+    """The `matmul_precision` that the model's products have: the highest where another was asked for in vain."""
+    takes_it = loaded.device.type != "cpu" or (rounds() and supported(loaded.model))
+    vain = loaded.dtype != torch.float32 or not takes_it
+    return "highest" if vain else torch.get_float32_matmul_precision()
 
 
 def try_native_code(model: Any, say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greenloop.decoder.kernels import packs
-from greenloop.decoder.linear import FusedLinear, is_plain
+from greenloop.decoder.linear import FusedLinear, base_of, is_plain
 from greenloop.decoder.native import Product, fits, reads, rounds, rows
 from greenloop.decoder.native.attention import Heads, Segments, attend
 from greenloop.decoder.traces import Traces
@@ -83,6 +83,7 @@ class Decoder:
 
     def __init__(self, model: nn.Module) -> None:
         causal = unwrapped(model)
+        _leave_file(causal)
         config = causal.config
         self.inner: Any = causal.model
         self.head: Tensor = causal.lm_head.weight
@@ -275,6 +276,15 @@ def unwrapped(model: nn.Module) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
     peft: Any = model
     return peft.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _leave_file(causal: Any) -> None:
+    """Copy the weights that no `FusedLinear` copies: a mapped file stays in memory as long as one of them is in it."""
+    linears = [causal.lm_head, *(linear for layer in causal.model.layers for linear in _linears(layer))]
+    fused = {id(base_of(linear).weight) for linear in linears}
+    for parameter in causal.parameters():
+        if id(parameter) not in fused and not parameter.requires_grad:
+            parameter.data = parameter.data.clone()
 
 
 def _linears(layer: Any) -> list[nn.Module]:
