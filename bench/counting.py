@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greenloop.decoder import Decoder
+from greenloop.decoder.native import Strips
 from greenloop.decoder.native.layout import FEW
-from greenloop.engine.cache import BlockedCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Sizes:
             kv_width=2 * depth * decoder.kv_heads * width,
             element_bytes=element,
             base_bytes=sum(whole.numel() * element if few is None else few.blocks.nbytes for whole, few in rounded),
-            kept_bytes=BlockedCache.bytes_per_token(decoder) / (2 * depth * decoder.kv_heads * width)
+            kept_bytes=Strips.bytes_per_token(decoder) / (2 * depth * decoder.kv_heads * width)
             if decoder.rounds
             else element,
             spared_bytes=sum(whole.nbytes - few.nbytes for whole, few in narrow if few is not None),

@@ -17,11 +17,11 @@ import torch
 
 from conftest import NO_NATIVE, ByteText, tiny_llama, tiny_qwen2, tiny_qwen3, with_adapter
 from greenloop.decoder import Decoder, native
-from greenloop.decoder.native import Narrow, Product, Step, blocks_of, lays_out, narrow_of, rows, sums
+from greenloop.decoder.native import Narrow, Product, Step, Strips, Targets, blocks_of, lays_out, narrow_of, rows, sums
 from greenloop.decoder.native import team as team_module
 from greenloop.decoder.native.attention import Heads, Segments, attend, attend_back
-from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, OUTPUTS, PANEL
-from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention, _rounded
+from greenloop.decoder.native.layout import BESIDE, GROUP, LANES, MOST_SHORT, OUTPUTS, PANEL
+from greenloop.engine.cache import BlockedCache, KVCache, PromptAttention, RowAttention
 from greenloop.engine.generate import Engine
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.stopping import Stopper
@@ -108,12 +108,11 @@ def pairs_of_logits(
     assert decoder.native
     sizes = {"rows": 9, "slots": 3, "prompt_tokens": 40, "new_tokens": steps + 2}
     plain, blocked = KVCache(decoder, **sizes), BlockedCache(decoder, **sizes)
-    for places in (blocked.prompt_k, blocked.prompt_v, blocked.own_k, blocked.own_v):
-        places.fill_(torch.iinfo(torch.int16).min if decoder.rounds else torch.nan)
-    for scales in (blocked.prompt_scales, blocked.own_scales):
-        assert (scales is not None) == decoder.rounds
-        if scales is not None:
-            scales.fill_(torch.nan)
+    for strips in (blocked.prompts, blocked.own):
+        assert (strips.scales is not None) == decoder.rounds
+        for part in (strips.k, strips.v, strips.scales):
+            if part is not None:
+                part.fill_(torch.nan if part.is_floating_point() else torch.iinfo(part.dtype).min)
     lengths = [len(prompt) for prompt in PROMPTS]
     tokens = torch.tensor([token for prompt in PROMPTS for token in prompt])
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -173,8 +172,8 @@ def test_a_step_reads_keys_and_values_of_16_bits(steps: int, monkeypatch):
     assert 0 < min(differences) < max(differences) < 1e-3
 
 
-def test_a_key_is_rounded_alike_behind_a_prompt_and_in_it():
-    """Also zeros and next to nothing, which become zeros; what is no number makes no number of all."""
+def test_a_keys_codes_are_the_nearest_of_its_greatest_value():
+    """Also of zeros and of next to nothing, which become zeros; what is no number makes no number of all."""
 
     @njit
     def rounded(values: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> None:
@@ -182,27 +181,49 @@ def test_a_key_is_rounded_alike_behind_a_prompt_and_in_it():
 
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-20, 20, 9)[:, None]
     x[2], x[3], x[4, 5], x[5, 6] = 0.0, 1e-38, torch.nan, torch.inf
-    codes, scales = _rounded(x)
-    finite = scales.isfinite()
-    assert finite.tolist() == [True] * 4 + [False] * 2 + [True] * 3
-    assert not codes[2:4].any()
-    assert (
-        (codes[finite].double() * scales[finite, None].double() - x[finite].double())
-        .abs()
-        .amax(1)
-        .le(0.50001 * scales[finite] + 1e-30)
-        .all()
-    )
-    for number in range(len(x)):
+    for number, values in enumerate(x):
         spread, scale = np.zeros((4, 3 * LANES), dtype=np.int16), np.zeros(1, dtype=np.float32)
-        rounded(x[number].numpy(), spread, scale)
-        assert bool(np.isfinite(scale[0])) == bool(finite[number])
-        if finite[number]:
-            assert scale[0] == pytest.approx(float(scales[number]), rel=1e-6)
-            # Half a code may go either way.
-            assert np.abs(spread[:, : 2 * LANES : 2].ravel() - codes[number].numpy().astype(int)).max() <= 1
-            assert not spread[:, 1::2].any()
-            assert not spread[:, 2 * LANES :].any()
+        rounded(values.numpy(), spread, scale)
+        codes = spread[:, : 2 * LANES : 2].ravel().astype(float)
+        assert not spread[:, 1::2].any()
+        assert not spread[:, 2 * LANES :].any()
+        if number in (4, 5):
+            assert not np.isfinite(scale[0])
+        elif number in (2, 3):
+            assert not codes.any()
+        else:
+            assert np.abs(codes).max() == MOST_SHORT
+            assert np.abs(codes * scale[0] - values.numpy()).max() <= 0.5001 * scale[0]
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_prompts_are_kept_where_their_strips_have_them(rounds: bool, monkeypatch):
+    """Two of them that share a beginning, and what stood in their strips before where they have no tokens."""
+    monkeypatch.setattr(rounded_tile, "multiplies_pairs", lambda: rounds)
+    with matmul_precision("high"):
+        decoder = Decoder(random_model())
+    strips, places = Strips.empty(decoder, 4, 40), [list(range(33)), [*range(9), 40, 41]]
+    for part in (strips.k, strips.v):
+        part.fill_(7)
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(45, decoder.kv_heads, decoder.head_width, generator=generator)
+    value = torch.randn(45, decoder.kv_heads * decoder.head_width + 5, generator=generator)[:, :-5]
+    value = value.unflatten(1, (decoder.kv_heads, decoder.head_width))
+    strips.keep(1, key, value, Targets.of(places, 2))
+    strips.copy(2, 0, 33)
+    for strip, tokens in ((2, places[0]), (3, places[1]), (0, places[0])):
+        keys = strips.k[1, strip].transpose(2, 3).flatten(1, 2)
+        values = strips.v[1, strip].transpose(1, 2).flatten(2)
+        for number, (found, given) in enumerate(((keys, key), (values, value))):
+            mine = found[:, : len(tokens)].transpose(0, 1).double()
+            if strips.scales is not None:
+                mine *= strips.scales[number, 1, strip, :, : len(tokens)].T[..., None]
+            bound = 1e-4 if rounds else 0.0
+            assert (mine - given[tokens].double()).abs().max() <= bound
+    # Values of tokens that are not there, and strips that nothing was put into.
+    assert (strips.v[1, 3, :, :, len(places[1]) :] == 7).all()
+    assert (strips.v[1, 1] == 7).all()
+    assert (strips.v[0, 2:] == 7).all()
 
 
 def test_a_step_reads_bfloat16_weights_and_rounds_less_than_the_decoder():

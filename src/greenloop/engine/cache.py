@@ -13,8 +13,7 @@ from torch import Tensor
 
 from greenloop.decoder import Decoder
 from greenloop.decoder.kernels import Mixed, attend, joined
-from greenloop.decoder.native import LANES
-from greenloop.decoder.native.layout import LEAST, MOST_SHORT
+from greenloop.decoder.native import Strips, Targets
 
 
 class KVCache:
@@ -73,66 +72,28 @@ class KVCache:
 
 
 class BlockedCache:
-    """The same for `native.Step`: keys in blocks of 16 places, values in blocks of 16 of their dimensions.
-
-    Where the decoder rounds its products they are 16-bit integers with a scale for each token of a head: half the
-    memory.
-    """
+    """The same for `native.Step`."""
 
     def __init__(self, decoder: Decoder, *, rows: int, slots: int, prompt_tokens: int, new_tokens: int) -> None:
-        layers, heads, width = len(decoder.layers), decoder.kv_heads, decoder.head_width
-        parts, prompt, own = width // LANES, -(-prompt_tokens // LANES), -(-new_tokens // LANES)
-        dtype = torch.int16 if decoder.rounds else torch.float32
-        # Not zeros: nothing is read that was not written, but for keys whose scores nobody reads.
-        self.prompt_k = torch.empty(layers, slots, heads, prompt, width, LANES, dtype=dtype)
-        self.prompt_v = torch.empty(layers, slots, heads, parts, prompt * LANES, LANES, dtype=dtype)
-        self.own_k = torch.empty(layers, rows, heads, own, width, LANES, dtype=dtype)
-        self.own_v = torch.empty(layers, rows, heads, parts, own * LANES, LANES, dtype=dtype)
-        self.prompt_scales = torch.empty(2, layers, slots, heads, prompt * LANES) if decoder.rounds else None
-        self.own_scales = torch.empty(2, layers, rows, heads, own * LANES) if decoder.rounds else None
+        self.prompts = Strips.empty(decoder, slots, prompt_tokens)
+        self.own = Strips.empty(decoder, rows, new_tokens)
         self.scale = decoder.scale
         decoder.reserve(prompt_tokens + new_tokens)
 
-    @staticmethod
-    def bytes_per_token(decoder: Decoder) -> int:
-        """Of one token's keys and values in all layers; they are float32, or integers and a scale."""
-        one = decoder.head_width * 2 + 4 if decoder.rounds else decoder.head_width * 4
-        return 2 * len(decoder.layers) * decoder.kv_heads * one
-
     def keep_prompt(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
         """Put a prompt's keys and values [Hkv, S, D] into a slot."""
-        if self.prompt_scales is not None:
-            (k, of_k), (v, of_v) = _rounded(k), _rounded(v)
-            self.prompt_scales[0, layer, slot, :, : k.shape[1]] = of_k
-            self.prompt_scales[1, layer, slot, :, : v.shape[1]] = of_v
-        places = F.pad(k, (0, 0, 0, -k.shape[1] % LANES)).unflatten(1, (-1, LANES)).transpose(2, 3)
-        self.prompt_k[layer, slot, :, : places.shape[1]] = places
-        self.prompt_v[layer, slot, :, :, : v.shape[1]] = v.unflatten(2, (-1, LANES)).transpose(1, 2)
+        self.prompts.keep(layer, k.transpose(0, 1), v.transpose(0, 1), Targets.of([range(k.shape[1])], slot))
 
     def begin_rows(self, first: int, slots: list[int]) -> None:
         """Nothing: a strip has its own tokens alone."""
 
     def move_slot(self, source: int, target: int) -> None:
         """Put a prompt's keys and values into another slot."""
-        self.prompt_k[:, target] = self.prompt_k[:, source]
-        self.prompt_v[:, target] = self.prompt_v[:, source]
-        if self.prompt_scales is not None:
-            self.prompt_scales[:, :, target] = self.prompt_scales[:, :, source]
+        self.prompts.copy(source, target, self.prompts.places)
 
     def copy_row(self, source: int, target: int, prompt: int, own: int) -> None:
         """Put the keys and values of a row, with so many tokens of its own, into another row."""
-        blocks = -(-own // LANES)
-        self.own_k[:, target, :, :blocks] = self.own_k[:, source, :, :blocks]
-        self.own_v[:, target, :, :, :own] = self.own_v[:, source, :, :, :own]
-        if self.own_scales is not None:
-            self.own_scales[:, :, target, :, :own] = self.own_scales[:, :, source, :, :own]
-
-
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., D] to int16 and a scale [...], as native code rounds a token's."""
-    most = x.abs().amax(-1)
-    inverse = torch.where(most > LEAST, MOST_SHORT / most, 0.0)
-    return (x * inverse[..., None]).round_().to(torch.int16), most / MOST_SHORT
+        self.own.copy(source, target, own)
 
 
 class PromptAttention:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Decoder
+from greenloop.decoder.native import Strips
 from greenloop.engine.cache import BlockedCache, KVCache
 from greenloop.engine.request import Request, Sampling
 from greenloop.engine.sampler import Drawn, draw_each, uniforms
@@ -200,7 +201,7 @@ def affordable_rows(
 
     rows = within(KVCache.bytes_per_token(decoder))
     native = not whole and decoder.native_for(min(rows, wanted.total()))
-    return within(BlockedCache.bytes_per_token(decoder)) if native else rows
+    return within(Strips.bytes_per_token(decoder)) if native else rows
 
 
 def _upto(length: int, requests: Sequence[Request], groups: Sequence[int]) -> list[int]:

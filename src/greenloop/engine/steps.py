@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from greenloop.decoder import Attend, Decoder
-from greenloop.decoder.native import Step, reads
+from greenloop.decoder.native import Step, Targets, reads
 from greenloop.decoder.native.attention import Segments
 from greenloop.decoder.traces import Traces
 from greenloop.engine.cache import (
@@ -136,7 +136,7 @@ class NativeSteps(FreeSteps):
 
     def __init__(self, decoder: Decoder, cache: BlockedCache) -> None:
         super().__init__(decoder, cache)
-        self._step = Step(decoder, cache)
+        self._step, self._prompts = Step(decoder, cache), cache.prompts
         self._grows = reads(decoder.head)
 
     def together(self, prompts: Sequence[Sequence[int]]) -> bool:
@@ -150,12 +150,7 @@ class NativeSteps(FreeSteps):
         if not self._grows:
             return super().prefill(first_slot, prompts)
         tree = grow(prompts)
-        indices = list(map(torch.tensor, tree.places))
-
-        def keep(layer: int, key: Tensor, value: Tensor) -> None:
-            for slot, index in enumerate(indices, start=first_slot):
-                self.cache.keep_prompt(layer, slot, *(x[index].transpose(0, 1) for x in (key, value)))
-
+        keep = partial(self._prompts.keep, targets=Targets.of(tree.places, first_slot))
         decoder = self.decoder
         segments = Segments.of([[Segment(0, 0), *tree.segments]])
         traces = self._traces

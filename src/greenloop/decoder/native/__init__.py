@@ -14,6 +14,7 @@ from greenloop.decoder.native.product import Product, lays_out
 from greenloop.decoder.native.rounded import Rounded, rounds
 from greenloop.decoder.native.rows import reads
 from greenloop.decoder.native.step import Step, fits
+from greenloop.decoder.native.strips import Strips, Targets
 from greenloop.decoder.native.team import available
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Product",
     "Rounded",
     "Step",
+    "Strips",
+    "Targets",
     "available",
     "blocks_of",
     "fits",

@@ -33,7 +33,7 @@ from greenloop.decoder.native.parts import (
     turn,
     weigh,
 )
-from greenloop.decoder.native.records import LAYER, PRODUCT, STEP
+from greenloop.decoder.native.records import KEEPING, LAYER, PRODUCT, STEP
 from greenloop.decoder.native.rounded_tile import rounded_tile
 from greenloop.decoder.native.tile import (
     LINE,
@@ -274,53 +274,52 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     as [S / 16, D, 16] and values as [D / 16, S, 16]. Where they are integers a key's scale is a factor of its score,
     and a value's of its weight.
     """
-    rounded = layer.own_k_scales != 0
+    rounded = layer.own.k_scales != 0
     line = LINE // 2 if rounded else LINE
     width, group = one.head_width, one.heads
-    queries, places = rows * group, one.prompt_places + one.own_places
+    queries, places = rows * group, layer.prompt.places + layer.own.places
     query, scores = scratch, scratch + queries * width * BYTES
     over_prompt = scores + queries * places * BYTES
     over_own = over_prompt + queries * width * BYTES
     order, own = integers(one.order, one.rows), integers(one.own, one.rows)
-    strip = one.own_places * width
+    strip = layer.own.places * width * (line // LANES)
     for place in range(rows):
         row = order[begin + place]
-        offset = (row * one.kv_heads + head) * strip
-        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, offset, over_own)
+        _place(one, layer, head, row, own[row], query + place * group * width * BYTES, over_own)
 
     prompt = integers(one.prompts, slot + 1)[slot]
-    behind = (slot * one.kv_heads + head) * one.prompt_places
+    behind = (slot * one.kv_heads + head) * layer.prompt.places
     at, apart, blocks = behind * width * (line // LANES), width * line, (prompt + LANES - 1) // LANES
-    _add_blocks(query, width, queries, layer.prompt_k + at, apart, blocks, line, width, scores, places)
+    _add_blocks(query, width, queries, layer.prompt.k + at, apart, blocks, line, width, scores, places)
     for place in range(rows):
         row = order[begin + place]
-        mine = layer.own_k + (row * one.kv_heads + head) * strip * (line // LANES)
+        mine = layer.own.k + (row * one.kv_heads + head) * strip
         first = place * group
-        target, queries_at = scores + (first * places + one.prompt_places) * BYTES, query + first * width * BYTES
+        target, queries_at = scores + (first * places + layer.prompt.places) * BYTES, query + first * width * BYTES
         blocks = own[row] // LANES + 1
         _add_blocks(queries_at, width, group, mine, apart, blocks, line, width, target, places)
 
     for number in range(queries):
         row = order[begin + number // group]
         first_scores = floats(scores + number * places * BYTES, prompt)
-        second_scores = floats(scores + (number * places + one.prompt_places) * BYTES, own[row] + 1)
-        mine = (row * one.kv_heads + head) * one.own_places * BYTES
+        second_scores = floats(scores + (number * places + layer.prompt.places) * BYTES, own[row] + 1)
+        mine = (row * one.kv_heads + head) * layer.own.places * BYTES
         if rounded:
-            weigh(first_scores, floats(layer.prompt_k_scales + behind * BYTES, prompt))
-            weigh(second_scores, floats(layer.own_k_scales + mine, own[row] + 1))
+            weigh(first_scores, floats(layer.prompt.k_scales + behind * BYTES, prompt))
+            weigh(second_scores, floats(layer.own.k_scales + mine, own[row] + 1))
         soften(first_scores, second_scores)
         if rounded:
-            weigh(first_scores, floats(layer.prompt_v_scales + behind * BYTES, prompt))
-            weigh(second_scores, floats(layer.own_v_scales + mine, own[row] + 1))
+            weigh(first_scores, floats(layer.prompt.v_scales + behind * BYTES, prompt))
+            weigh(second_scores, floats(layer.own.v_scales + mine, own[row] + 1))
 
-    values, apart, blocks = layer.prompt_v + at, one.prompt_places * line, width // LANES
+    values, apart, blocks = layer.prompt.v + at, layer.prompt.places * line, width // LANES
     _add_blocks(scores, places, queries, values, apart, blocks, line, prompt, over_prompt, width)
     for place in range(rows):
         row = order[begin + place]
-        mine = layer.own_v + (row * one.kv_heads + head) * strip * (line // LANES)
+        mine = layer.own.v + (row * one.kv_heads + head) * strip
         first = place * group
-        weights, target = scores + (first * places + one.prompt_places) * BYTES, over_own + first * width * BYTES
-        apart = one.own_places * line
+        weights, target = scores + (first * places + layer.prompt.places) * BYTES, over_own + first * width * BYTES
+        apart = layer.own.places * line
         _add_blocks(weights, places, group, mine, apart, blocks, line, own[row] + 1, target, width)
         first_sum = floats(over_prompt + first * width * BYTES, group * width)
         second_sum = floats(over_own + first * width * BYTES, group * width)
@@ -341,7 +340,7 @@ def _add_blocks(
 
 
 @njit(fastmath=REORDERED)
-def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int, strip: int, space: int) -> None:
+def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int, space: int) -> None:
     """Turn a row's queries and key by its position; put key and value into its strip.
 
     Args:
@@ -351,7 +350,6 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
         row: of the step.
         position: of its token in the strip.
         query: space for the queries.
-        strip: values before the strip.
         space: for a key.
     """
     width, group = one.head_width, one.heads
@@ -368,26 +366,31 @@ def _place(one: Any, layer: Any, head: int, row: int, position: int, query: int,
     for number in range(group):
         source = (head * group + number) * width
         turn(projected[source : source + width], cos, sin, whole, factor, floats(query + number * width * BYTES, width))
-    source = (heads + head) * width
-    block, lane = position // LANES, position % LANES
-    if layer.own_k_scales:
-        place, key = (strip // width + position) * BYTES, floats(space, width)
-        turn(projected[source : source + width], cos, sin, whole, whole, key)
-        codes = layer.own_k + (strip + block * width * LANES + lane) * SHORT_BYTES
-        round_spread(key, codes, LANES * LANES, LANES, layer.own_k_scales + place)
-        value = projected[source + one.kv_heads * width : source + one.kv_heads * width + width]
-        codes = layer.own_v + (strip + position * LANES) * SHORT_BYTES
-        round_spread(value, codes, one.own_places * LANES, 1, layer.own_v_scales + place)
-        return
-    keys = floats(layer.own_k + strip * BYTES, one.own_places * width)
+    source, key = (heads + head) * width, floats(space, width)
     for i in range(half):
         left, right = projected[source + i], projected[source + half + i]
-        keys[(block * width + i) * LANES + lane] = left * cos[i] - right * sin[i]
-        keys[(block * width + half + i) * LANES + lane] = right * cos[i] + left * sin[i]
-    source = (heads + one.kv_heads + head) * width
-    values = floats(layer.own_v + strip * BYTES, one.own_places * width)
+        key[i] = left * cos[i] - right * sin[i]
+        key[half + i] = right * cos[i] + left * sin[i]
+    source += one.kv_heads * width
+    _keep_token(key, projected[source : source + width], layer.own, row * one.kv_heads + head, position)
+
+
+@njit
+def _keep_token(key: Any, value: Any, strips: Any, strip: int, position: int) -> None:
+    """Put a head's key and value of a token where its strip has them."""
+    width, places = key.size, strips.places
+    begin, block, lane = strip * places * width, position // LANES, position % LANES
+    if strips.k_scales:
+        scale_at = (strip * places + position) * BYTES
+        codes = strips.k + (begin + block * width * LANES + lane) * SHORT_BYTES
+        round_spread(key, codes, LANES * LANES, LANES, strips.k_scales + scale_at)
+        codes = strips.v + (begin + position * LANES) * SHORT_BYTES
+        round_spread(value, codes, places * LANES, 1, strips.v_scales + scale_at)
+        return
+    keys, values = floats(strips.k + begin * BYTES, places * width), floats(strips.v + begin * BYTES, places * width)
     for i in range(width):
-        values[((i // LANES) * one.own_places + position) * LANES + i % LANES] = projected[source + i]
+        keys[(block * width + i) * LANES + lane] = key[i]
+        values[((i // LANES) * places + position) * LANES + i % LANES] = value[i]
 
 
 @njit
@@ -446,3 +449,19 @@ def product(argument: Any) -> None:
 def step(argument: Any) -> None:
     """One thread's part of the decode step that a STEP record describes."""
     _decode(carray(argument, 1, STEP)[0])
+
+
+@cfunc("void(voidptr)", cache=True)
+def keep(argument: Any) -> None:
+    """One thread's part of what a KEEPING record describes."""
+    one = carray(argument, 1, KEEPING)[0]
+    sources, slots = integers(one.sources, one.rows), integers(one.slots, one.rows)
+    positions = integers(one.positions, one.rows)
+    for first in portions(one.taken, one.rows, LANES):
+        for row in range(first, min(first + LANES, one.rows)):
+            key = one.key.at + sources[row] * one.key.stride * BYTES
+            value = one.value.at + sources[row] * one.value.stride * BYTES
+            for head in range(one.kv_heads):
+                strip, offset = slots[row] * one.kv_heads + head, head * one.head_width * BYTES
+                mine, read = floats(key + offset, one.head_width), floats(value + offset, one.head_width)
+                _keep_token(mine, read, one.strips, strip, positions[row])

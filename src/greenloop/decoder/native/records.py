@@ -58,6 +58,17 @@ LINEAR = np.dtype(
 )
 """A fused linear layer."""
 
+STRIPS = np.dtype(
+    [
+        ("k", "i8"),  # [strips, Hkv, places / 16, D, 16], float32 or int16
+        ("v", "i8"),  # [strips, Hkv, D / 16, places, 16]
+        ("k_scales", "i8"),  # [strips, Hkv, places]; 0 where both are float32
+        ("v_scales", "i8"),
+        ("places", "i8"),  # of tokens, a multiple of 16
+    ]
+)
+"""A layer's part of a BlockedCache: prompts, or what rows have behind them."""
+
 LAYER = np.dtype(
     [
         ("input_norm", "i8"),
@@ -67,14 +78,8 @@ LAYER = np.dtype(
         ("mlp_norm", "i8"),
         ("gate_up", LINEAR),
         ("down", LINEAR),
-        ("prompt_k", "i8"),  # the layer's part of a BlockedCache, as are the next seven
-        ("prompt_v", "i8"),
-        ("own_k", "i8"),
-        ("own_v", "i8"),
-        ("prompt_k_scales", "i8"),  # 0 where keys and values are float32
-        ("prompt_v_scales", "i8"),
-        ("own_k_scales", "i8"),
-        ("own_v_scales", "i8"),
+        ("prompt", STRIPS),
+        ("own", STRIPS),
     ]
 )
 """A decoder layer and its keys and values."""
@@ -110,8 +115,6 @@ STEP = np.dtype(
         ("chunks", "i8"),  # int64 [chunk_count, 3] slot, place in order, rows
         ("chunk_count", "i8"),
         ("prompts", "i8"),  # int64 [slots] tokens
-        ("prompt_places", "i8"),
-        ("own_places", "i8"),
         ("norm", "i8"),
         ("head", LINEAR),
         ("scratch", "i8"),  # of every thread
@@ -128,6 +131,22 @@ STEP = np.dtype(
     ]
 )
 """One decode step."""
+
+KEEPING = np.dtype(
+    [
+        ("rows", "i8"),
+        ("key", ROWS),  # [N, Hkv D]
+        ("value", ROWS),
+        ("kv_heads", "i8"),
+        ("head_width", "i8"),  # D
+        ("sources", "i8"),  # int64 [rows] which of the N
+        ("slots", "i8"),  # int64 [rows] the strip of each
+        ("positions", "i8"),  # int64 [rows] its place there
+        ("strips", STRIPS),
+        ("taken", "i8"),  # int64 0: what is taken
+    ]
+)
+"""Keys and values to be put into strips."""
 
 FACTORS = np.dtype(
     [

@@ -16,6 +16,7 @@ from torch import Tensor
 from greenloop.decoder.native.layout import LANES, OUTPUTS, PHASES, ROWS, SHEET, whole_blocks
 from greenloop.decoder.native.product import lays_out
 from greenloop.decoder.native.records import LAYER, STEP, record
+from greenloop.decoder.native.strips import Strips
 from greenloop.decoder.native.team import compiled, meeting, run
 
 if TYPE_CHECKING:
@@ -27,20 +28,10 @@ CHUNK = 4
 
 
 class Cache(Protocol):
-    """Keys and values in blocks, float32, or int16 with a float32 scale for each token of a head."""
+    """Keys and values of the rows in flight."""
 
-    prompt_k: Tensor
-    """[L, slots, Hkv, S / 16, D, 16]."""
-    prompt_v: Tensor
-    """[L, slots, Hkv, D / 16, S, 16]."""
-    own_k: Tensor
-    """[L, rows, Hkv, T / 16, D, 16]."""
-    own_v: Tensor
-    """[L, rows, Hkv, D / 16, T, 16]."""
-    prompt_scales: Tensor | None
-    """[2, L, slots, Hkv, S] of keys and of values; None where they are float32."""
-    own_scales: Tensor | None
-    """[2, L, rows, Hkv, T]."""
+    prompts: Strips
+    own: Strips
 
 
 def fits(decoder: Decoder) -> bool:
@@ -63,7 +54,7 @@ class Step:
         """Plan for a decoder that `fits` and is packed."""
         self.decoder, self.cache, self._function = decoder, cache, compiled().step.address
         self._threads = torch.get_num_threads()
-        rows, heads, width = cache.own_k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
+        rows, heads, width = cache.own.k.shape[1], decoder.heads * decoder.head_width, decoder.inner_width
         hidden = decoder.head.shape[1]
         linears = [linear for layer in decoder.layers for linear in layer.linears]
         low = max(whole_blocks(linear.rank, LANES) for linear in linears)
@@ -79,10 +70,9 @@ class Step:
         }
         self._buffers = {name: torch.zeros(rows, size) for name, size in widths.items()}
         self._packed = torch.zeros(-(-rows // ROWS) * ROWS * (max(hidden, heads, width) + low))
-        prompt_places, own_places = cache.prompt_v.shape[4], cache.own_v.shape[4]
         group = decoder.heads // decoder.kv_heads
         # The queries of a chunk, their scores, and two results of attention; or a sheet of weights.
-        attention = CHUNK * group * (3 * decoder.head_width + prompt_places + own_places) + LANES
+        attention = CHUNK * group * (3 * decoder.head_width + cache.prompts.places + cache.own.places) + LANES
         scratch = max(attention, SHEET * OUTPUTS)
         self._scratch = torch.zeros(self._threads, scratch)
         self._biases = [None if layer.qkv.bias is None else layer.qkv.bias.float() for layer in decoder.layers]
@@ -104,8 +94,6 @@ class Step:
             "head_width": decoder.head_width,
             "eps": decoder.norm.eps,
             "scale": decoder.scale,
-            "prompt_places": prompt_places,
-            "own_places": own_places,
             "norm": decoder.norm.weight.data_ptr(),
             "head": _linear(decoder.lm_head),
             "scratch": self._scratch.data_ptr(),
@@ -170,11 +158,7 @@ class Step:
             }
             for name in ("qkv", "output", "gate_up", "down"):
                 fields[name] = _linear(getattr(layer, name))
-            for name in ("prompt_k", "prompt_v", "own_k", "own_v"):
-                fields[name] = getattr(self.cache, name)[number].data_ptr()
-            for name, scales in (("prompt", self.cache.prompt_scales), ("own", self.cache.own_scales)):
-                if scales is not None:
-                    fields[f"{name}_k_scales"], fields[f"{name}_v_scales"] = (one[number].data_ptr() for one in scales)
+            fields |= {"prompt": self.cache.prompts.fields(number), "own": self.cache.own.fields(number)}
             records[number : number + 1] = record(LAYER, fields)
         return records
 
