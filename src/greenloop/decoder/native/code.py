@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.instructions import BYTES
+from greenloop.decoder.native.instructions import BYTES, HALF
 from greenloop.decoder.native.layout import FEW, GROUP, GROUP_LINES, LANES, OUTPUTS, PHASES, ROWS, SHEET
 from greenloop.decoder.native.parts import (
     INTEGER,
@@ -48,7 +48,6 @@ from greenloop.decoder.native.tile import (
     widen_halves,
 )
 
-SHORT_BYTES = 2
 BLOCKS = 2
 """Blocks of a weight that a thread takes at a time."""
 
@@ -382,9 +381,9 @@ def _keep_token(key: Any, value: Any, strips: Any, strip: int, position: int) ->
     begin, block, lane = strip * places * width, position // LANES, position % LANES
     if strips.k_scales:
         scale_at = (strip * places + position) * BYTES
-        codes = strips.k + (begin + block * width * LANES + lane) * SHORT_BYTES
+        codes = strips.k + (begin + block * width * LANES + lane) * HALF
         round_spread(key, codes, LANES * LANES, LANES, strips.k_scales + scale_at)
-        codes = strips.v + (begin + position * LANES) * SHORT_BYTES
+        codes = strips.v + (begin + position * LANES) * HALF
         round_spread(value, codes, places * LANES, 1, strips.v_scales + scale_at)
         return
     keys, values = floats(strips.k + begin * BYTES, places * width), floats(strips.v + begin * BYTES, places * width)

@@ -13,6 +13,8 @@ from numba.core import cgutils
 from greenloop.decoder.native.layout import LANES, OUTPUTS
 
 BYTES = np.dtype(np.float32).itemsize
+HALF = BYTES // 2
+"""Bytes of a bfloat16 or of a 16-bit integer."""
 VECTOR = math.gcd(LANES, OUTPUTS)
 """Values of a vector: as many as one of the processor's has, or a multiple."""
 

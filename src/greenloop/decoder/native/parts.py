@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from greenloop.decoder.native.instructions import BYTES
+from greenloop.decoder.native.instructions import BYTES, HALF
 from greenloop.decoder.native.layout import (
     BESIDE,
     FLAT,
@@ -93,7 +93,7 @@ def round_spread(values: Any, codes: int, apart: int, step: int, scale: int) -> 
         strange += values[i] * np.float32(0.0)
     inverse = np.float32(MOST_SHORT) / most if most > np.float32(LEAST) else np.float32(0.0)
     for block in range(values.size // LANES):
-        out = carray(pointer(codes + block * apart * 2), (LANES - 1) * step + 1, np.int16)
+        out = carray(pointer(codes + block * apart * HALF), (LANES - 1) * step + 1, np.int16)
         for i in range(LANES):
             out[i * step] = np.int16(np.rint(values[block * LANES + i] * inverse))
     floats(scale, 1)[0] = most * np.float32(1.0 / MOST_SHORT) + strange

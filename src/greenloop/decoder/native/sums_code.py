@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from greenloop.decoder.native.instructions import BYTES
+from greenloop.decoder.native.instructions import BYTES, HALF
 from greenloop.decoder.native.layout import GROUP, GROUP_LINES, LANES, OUTPUTS, PANEL, ROWS, STRIP, TILE
 from greenloop.decoder.native.parts import add_tiles, copy, floats, integers, meet, portions, round_groups
 from greenloop.decoder.native.records import OUTER, OUTERS, RESTORING, ROUNDING, SUM
@@ -30,8 +30,6 @@ from greenloop.decoder.native.tile import (
 
 TILES = 4
 """Tiles of rows of which a thread makes the few outputs at a time."""
-HALF = 2
-"""Bytes of a bfloat16."""
 
 
 @njit
