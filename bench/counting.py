@@ -51,17 +51,16 @@ class Sizes:
         rounded = [(fused.base, fused.rounded()) for fused in every]
         narrow = [(fused.base, fused.narrow) for fused in every if decoder.native]
         depth, width, element = len(decoder.layers), decoder.head_width, decoder.head.element_size()
+        kept = 2 * depth * decoder.kv_heads * width
         return cls(
             layer_weights=base + adapter,
             adapter_weights=adapter,
             head_weights=decoder.head.numel(),
             attention_width=depth * decoder.heads * width,
-            kv_width=2 * depth * decoder.kv_heads * width,
+            kv_width=kept,
             element_bytes=element,
             base_bytes=sum(whole.numel() * element if few is None else few.blocks.nbytes for whole, few in rounded),
-            kept_bytes=Strips.bytes_per_token(decoder) / (2 * depth * decoder.kv_heads * width)
-            if decoder.rounds
-            else element,
+            kept_bytes=Strips.bytes_per_token(decoder) / kept if decoder.native else element,
             spared_bytes=sum(whole.nbytes - few.nbytes for whole, few in narrow if few is not None),
         )
 

@@ -283,7 +283,8 @@ def _leave_file(causal: Any) -> None:
     linears = [causal.lm_head, *(linear for layer in causal.model.layers for linear in _linears(layer))]
     fused = {id(base_of(linear).weight) for linear in linears}
     for parameter in causal.parameters():
-        if id(parameter) not in fused and not parameter.requires_grad:
+        # On a GPU nothing is mapped, and captured graphs know where it lies.
+        if id(parameter) not in fused and not parameter.requires_grad and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()
 
 

@@ -274,21 +274,22 @@ def _attend_chunk(one: Any, layer: Any, head: int, slot: int, begin: int, rows: 
     and a value's of its weight.
     """
     rounded = layer.own.k_scales != 0
-    line = LINE // 2 if rounded else LINE
+    size = HALF if rounded else BYTES
+    line = LANES * size
     width, group = one.head_width, one.heads
     queries, places = rows * group, layer.prompt.places + layer.own.places
     query, scores = scratch, scratch + queries * width * BYTES
     over_prompt = scores + queries * places * BYTES
     over_own = over_prompt + queries * width * BYTES
     order, own = integers(one.order, one.rows), integers(one.own, one.rows)
-    strip = layer.own.places * width * (line // LANES)
+    strip = layer.own.places * width * size
     for place in range(rows):
         row = order[begin + place]
         _place(one, layer, head, row, own[row], query + place * group * width * BYTES, over_own)
 
     prompt = integers(one.prompts, slot + 1)[slot]
     behind = (slot * one.kv_heads + head) * layer.prompt.places
-    at, apart, blocks = behind * width * (line // LANES), width * line, (prompt + LANES - 1) // LANES
+    at, apart, blocks = behind * width * size, width * line, (prompt + LANES - 1) // LANES
     _add_blocks(query, width, queries, layer.prompt.k + at, apart, blocks, line, width, scores, places)
     for place in range(rows):
         row = order[begin + place]

@@ -19,6 +19,7 @@ from greenloop.decoder.native.instructions import (
     BYTES,
     FLOAT,
     FLOATS,
+    HALF,
     INT,
     SHORT,
     VECTOR,
@@ -189,19 +190,23 @@ def _whole(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     return builder.load(builder.inttoptr(at, ir.VectorType(FLOAT, count).as_pointer()), align=BYTES)
 
 
+def _sixteen(builder: Any, address: Any, count: int, begin: int) -> Any:
+    """So many values of 16 bits."""
+    at = builder.add(address, INT(begin * HALF))
+    return builder.load(builder.inttoptr(at, ir.VectorType(ir.IntType(16), count).as_pointer()), align=HALF)
+
+
 def _half(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     """So many bfloat16 weights: the upper halves of float32."""
-    shorts, integers = ir.VectorType(ir.IntType(16), count), ir.VectorType(SHORT, count)
-    at = builder.add(address, INT(begin * BYTES // 2))
-    read = builder.load(builder.inttoptr(at, shorts.as_pointer()), align=BYTES // 2)
+    integers = ir.VectorType(SHORT, count)
+    read = _sixteen(builder, address, count, begin)
     bits = builder.shl(builder.zext(read, integers), ir.Constant(integers, [16] * count))
     return builder.bitcast(bits, ir.VectorType(FLOAT, count))
 
 
 def _short(builder: Any, address: Any, count: int, begin: int = 0) -> Any:
     """So many 16-bit integers as float32."""
-    at = builder.add(address, INT(begin * BYTES // 2))
-    read = builder.load(builder.inttoptr(at, ir.VectorType(ir.IntType(16), count).as_pointer()), align=BYTES // 2)
+    read = _sixteen(builder, address, count, begin)
     return builder.sitofp(builder.sext(read, ir.VectorType(SHORT, count)), ir.VectorType(FLOAT, count))
 
 
@@ -339,7 +344,7 @@ def _mixed(builder: Any, first: Any, second: Any, places: Sequence[int]) -> Any:
 
 copied, half_copied = _copied(_whole), _copied(_half)
 """Copy the weights of a block's outputs: float32, bfloat16."""
-turned, half_turned = _turned(_whole, BYTES), _turned(_half, BYTES // 2)
+turned, half_turned = _turned(_whole, BYTES), _turned(_half, HALF)
 """Transpose 8 x 8 weights: float32, bfloat16."""
 interleaved = _turned(_whole, BYTES, QUARTET)
 """Transpose 4 x 4 values."""
